@@ -1,0 +1,1 @@
+"""Cotenant lets several LLMs live on one NVIDIA GPU."""

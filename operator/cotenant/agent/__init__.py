@@ -1,0 +1,1 @@
+"""What is seen: the GPUs of one node, and whose processes are on them."""

@@ -1,0 +1,1 @@
+"""Views of the same core, for people."""

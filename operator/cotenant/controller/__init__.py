@@ -1,0 +1,1 @@
+"""What is done: the doorbell, the cache, the loop, and act."""

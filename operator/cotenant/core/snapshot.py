@@ -1,0 +1,403 @@
+"""All that one pass may know, the time included: slim immutable records of the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from cotenant.core.share import GIB, Share
+from cotenant.core.vllm import Engine
+
+Labels = tuple[tuple[str, str], ...]
+"""Sorted key-value pairs; what a selector asks for or a node carries."""
+
+
+def matches(selector: Labels, labels: Labels) -> bool:
+    """Whether a node with these labels is selected; an empty selector selects every node."""
+    return set(selector) <= set(labels)
+
+
+class Spread(StrEnum):
+    """How far apart the replicas of one model must be."""
+
+    NONE = "None"
+    GPU = "GPU"
+    NODE = "Node"
+
+
+# ---------------------------------------------------------------------------------------------------------- the wish
+@dataclass(frozen=True, slots=True)
+class NodeShare:
+    """Another share on the nodes a selector selects."""
+
+    selector: Labels
+    share: Share
+
+
+class Remedy(StrEnum):
+    """What the operator may change by itself after an out-of-memory."""
+
+    REDUCE_CONTEXT = "ReduceContext"
+    REDUCE_BATCH = "ReduceBatch"
+    GROW_SHARE = "GrowShare"
+    MOVE = "Move"
+
+
+@dataclass(frozen=True, slots=True)
+class OnOutOfMemory:
+    """What the spec allows after an out-of-memory."""
+
+    max_share: Share | None = None
+    max_attempts: int = 4
+    """Starts per hour before the replica is left `Failed`."""
+    allow: tuple[Remedy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An entry of a placement: one model, its share and its replicas."""
+
+    name: str
+    uri: str
+    share: Share
+    served_name: str = ""
+    per_node: tuple[NodeShare, ...] = ()
+    replicas: int = 1
+    tensor_parallel: int = 1
+    spread: Spread = Spread.NONE
+    priority: int = 0
+    engine: Engine = Engine()
+    cpu: int | None = None
+    """Thousandths of a core each replica asks of its node; None = the default."""
+    memory: int | None = None
+    """Bytes of host memory each replica asks of its node; None = the default."""
+    token_secret: str | None = None
+    on_out_of_memory: OnOutOfMemory = OnOutOfMemory()
+
+
+class RolloutStrategy(StrEnum):
+    """How a changed spec replaces what runs."""
+
+    RECREATE = "Recreate"
+    SURGE_IF_ROOM = "SurgeIfRoom"
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """A spec that cannot be acted on: the field, and what to do."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One ModelPlacement: the wish, and what its status says we already did and learned."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    created: float
+    models: tuple[Model, ...]
+    selector: Labels = ()
+    names: tuple[str, ...] = ()
+    headroom: int | None = None
+    """Ten-thousandths of each GPU promised to nobody; None = the operator's default."""
+    strategy: RolloutStrategy = RolloutStrategy.RECREATE
+    max_unavailable: int = 1
+    deleting: bool = False
+    invalid: Invalid | None = None
+    status: Status = field(default_factory=lambda: Status())
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name."""
+        return (self.namespace, self.name)
+
+
+# ------------------------------------------------------------------------------------- what a status remembers for us
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A condition as last written."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+    since: float
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaMemory:
+    """What the status says of one replica: its phase and since when."""
+
+    model: str
+    index: int
+    phase: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What starts of one model taught, per (engine, settings, tensor parallel, product): see `key`."""
+
+    model: str
+    key: str
+    weights: int | None = None
+    kv_cache_tokens: int | None = None
+    kv_cache_bytes: int | None = None
+    cuda_graphs: int | None = None
+    overrun: int | None = None
+    ready_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A replica's ladder so far: what went wrong last, what was tried, when it may start again."""
+
+    model: str
+    index: int
+    generation: int
+    reason: str
+    message: str
+    attempt: int
+    """Starts that failed for this fault, this one included."""
+    remedies: tuple[str, ...] = ()
+    """Rungs taken, in order; each at most once."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """What the remedies changed: (name, value) as core.oom reads them."""
+    times: tuple[float, ...] = ()
+    """When the last failures were (Unix seconds), newest last: `maxAttempts` counts those of the last hour."""
+    retry_at: float = 0.0
+    failed: bool = False
+    """Given up: a person must change something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The parts of ModelPlacement.status that the next decision builds on."""
+
+    observed_generation: int = 0
+    conditions: tuple[Condition, ...] = ()
+    replicas: tuple[ReplicaMemory, ...] = ()
+    learned: tuple[Learned, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    raw: str = ""
+    """Canonical JSON of the status as it stands, so that an equal one is not written again."""
+
+
+# ------------------------------------------------------------------------------------------------------ what is there
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One Kubernetes node, as far as a plan needs it."""
+
+    name: str
+    labels: Labels = ()
+    ready: bool = True
+    not_ready_since: float | None = None
+    cordoned: bool = False
+    cpu: int = 1 << 40
+    """Allocatable thousandths of a core."""
+    memory: int = 1 << 60
+    """Allocatable bytes."""
+    uid: str = ""
+
+    def label(self, key: str, default: str = "") -> str:
+        """The value of one label."""
+        return dict(self.labels).get(key, default)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantReading:
+    """Bytes one pod's processes use on a device."""
+
+    namespace: str
+    pod: str
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A process on the device that is not ours."""
+
+    pid: int
+    command: str
+    used: int
+    pod: str = ""
+    """`namespace/name` where it belongs to a pod."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One GPU as its agent reports it. Memory in bytes, NVML v2."""
+
+    uuid: str
+    node: str
+    index: int
+    product: str
+    total: int
+    reserved: int = 0
+    used: int = 0
+    island: int | None = None
+    """GPUs of one node with equal numbers are joined by NVLink; None = joined to none."""
+    numa: int | None = None
+    health: str = "Healthy"
+    holder: str | None = None
+    """Name of our pod that keeps it from others."""
+    owner: str | None = None
+    """`namespace/name` of a foreign pod that holds it through the device plugin."""
+    tenants: tuple[TenantReading, ...] = ()
+    strangers: tuple[Stranger, ...] = ()
+
+    @property
+    def usable(self) -> int:
+        """T: what CUDA calls total and vLLM multiplies."""
+        return self.total - self.reserved
+
+
+@dataclass(frozen=True, slots=True)
+class GPUNode:
+    """What one agent says of one node."""
+
+    name: str
+    devices: tuple[Device, ...] = ()
+    supported: bool = True
+    reason: str = ""
+    message: str = ""
+    ready: bool = True
+    """The agent answers and trusts its own readings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What a replica was given. Bytes are per GPU."""
+
+    node: str
+    gpus: tuple[str, ...]
+    bytes: int
+    utilization: str
+    headroom: int = 0
+    """Ten-thousandths of each of these GPUs its placement wants promised to nobody."""
+    overrun: int = 0
+    """Bytes per GPU it was expected to use beyond its share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a container ended. `log` is the bounded text read once from the dead pod; None until it was read."""
+
+    exit_code: int
+    reason: str
+    message: str
+    at: float
+    log: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One engine pod of ours."""
+
+    namespace: str
+    name: str
+    uid: str
+    placement: str
+    owner_uid: str
+    model: str
+    replica: int
+    created: float
+    allocation: Allocation | None
+    hash: str = ""
+    phase: str = "Pending"
+    ready: bool = False
+    deleting: bool = False
+    node: str | None = None
+    """spec.nodeName: where it was bound."""
+    ready_since: float | None = None
+    was_ready: bool = False
+    """It served at some time: an end now is a run-time death, not a failed start."""
+    blocked: str = ""
+    """Why it cannot start yet, in the scheduler's or the kubelet's words; '' when nothing is reported."""
+    blocked_reason: str = ""
+    ended: Ended | None = None
+    args: tuple[str, ...] = ()
+    """The command line the engine really runs with."""
+    resource_version: str = ""
+
+    @property
+    def is_alive(self) -> bool:
+        """Not ended and not asked to leave."""
+        return self.ended is None and not self.deleting and self.phase not in ("Succeeded", "Failed")
+
+    @property
+    def is_starting(self) -> bool:
+        """Alive and not serving: it may allocate at any moment, so nobody else may start beside it."""
+        return self.is_alive and not self.ready
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """One pod that keeps a GPU from others (binding Pinned)."""
+
+    name: str
+    node: str
+    index: int
+    running: bool = False
+    deleting: bool = False
+    blocked: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineImage:
+    """An entry of the operator's engine catalogue."""
+
+    name: str
+    image: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The operator's settings that decisions depend on."""
+
+    headroom: int = 500
+    """Ten-thousandths; 5 %."""
+    overrun: int = 3 * GIB
+    """Per rank until learned (measured 0.5 to 3.0 GiB on an H200, facts/gpu.md)."""
+    engines: tuple[EngineImage, ...] = ()
+    max_tenants_per_gpu: int = 16
+    node_grace: float = 60.0
+    """Seconds a node may be NotReady before its replicas are planned elsewhere."""
+    start_timeout: float = 1800.0
+    """Seconds a start may take before it counts as failed."""
+    default_cpu: int = 1000
+    default_memory: int = 8 * GIB
+    runtime_class: str = "nvidia"
+    injection: str = "cdi-device-plugin"
+    binding: str = "Pinned"
+    reserve: bool = True
+    """Hold each GPU with a holder pod before using it; False on dedicated nodes."""
+    namespace: str = "cotenant-system"
+    """Where holders live."""
+    managed_label: tuple[str, str] = ("cotenant.dev/managed", "true")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The cluster at one moment."""
+
+    now: float
+    policy: Policy = Policy()
+    placements: tuple[Placement, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    gpu_nodes: tuple[GPUNode, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    holders: tuple[Holder, ...] = ()
+    services: tuple[tuple[str, str, str], ...] = ()
+    """(namespace, name, hash) of the Services of ours that exist."""
+
+
+Manifest = dict[str, Any]
+"""A Kubernetes object as its YAML would say it, with only the fields we mean."""
