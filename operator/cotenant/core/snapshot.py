@@ -322,6 +322,8 @@ class Pod:
     """Why it cannot start yet, in the scheduler's or the kubelet's words; '' when nothing is reported."""
     blocked_reason: str = ""
     ended: Ended | None = None
+    start_log: str | None = None
+    """The bounded log of a start that became ready, read once, for what it teaches; None until it was read."""
     args: tuple[str, ...] = ()
     """The command line the engine really runs with."""
     resource_version: str = ""

@@ -1,0 +1,28 @@
+"""The labels, annotations and names Cotenant writes, each once."""
+
+from __future__ import annotations
+
+GROUP = "cotenant.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+MANAGED_BY = "cotenant"
+PLACEMENT_LABEL = f"{GROUP}/placement"
+MODEL_LABEL = f"{GROUP}/model"
+REPLICA_LABEL = f"{GROUP}/replica"
+ROLE_LABEL = f"{GROUP}/role"
+"""`engine`, `holder` or `preflight`."""
+NODE_LABEL = f"{GROUP}/node"
+"""On holders and preflights: the node they are for."""
+MANAGED_NODE_LABEL = f"{GROUP}/managed"
+"""On a Node: `true` = Cotenant may take its GPUs."""
+ALLOCATION_ANNOTATION = f"{GROUP}/allocation"
+"""On an engine pod: JSON of core.snapshot.Allocation."""
+HASH_ANNOTATION = f"{GROUP}/hash"
+"""On what we create: `v<hash version>-<hash of what was rendered>`."""
+FIELD_MANAGER = "cotenant"
+STATUS_MANAGER = "cotenant-status"
+AGENT_MANAGER = "cotenant-agent"
+ENGINE_CONTAINER = "engine"
+PRODUCT_LABEL = "nvidia.com/gpu.product"
