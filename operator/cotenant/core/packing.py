@@ -1,159 +1,55 @@
-"""Replicas + what is free -> Plan: which replica goes on which GPUs, and why the rest goes nowhere.
-
-Types first: the problem (hosts with bins, workloads) and the answer (placements, unplaced with reasons, the key).
-"""
+"""Replicas + what is free -> Plan: which replica goes on which GPUs, and why the rest goes nowhere."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from cotenant.core.board import Board
+from cotenant.core.pins import pin
+from cotenant.core.problem import (
+    Bin,
+    Change,
+    Demand,
+    Host,
+    Key,
+    Limit,
+    Placed,
+    Plan,
+    Problem,
+    Reason,
+    Running,
+    Unplaced,
+    Workload,
+)
+from cotenant.core.search import by_size, place_all
+from cotenant.core.whynot import why_not
 
-from cotenant.core.snapshot import Spread
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """One GPU that may be planned on. Bytes."""
-
-    uuid: str
-    memory: int
-    """Usable memory T."""
-    used: int = 0
-    """Used or promised to what this plan may not touch: strangers, tenants that are leaving."""
-    island: int | None = None
-    cost: int | None = None
-    """Of opening it when clean; None = the product's cost. 0 where it is held or carries a stranger already."""
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """One node. Its `kind` says which demand of each workload holds there."""
-
-    name: str
-    kind: int
-    bins: tuple[Bin, ...]
-    cpu: int
-    """Free thousandths of a core."""
-    memory: int
-    """Free bytes of host memory."""
-    product: str = ""
-    cost: int = 1
-    ready: bool = True
-    """False: nothing may be placed there; what runs there must go elsewhere (a move)."""
-    note: str = ""
-    """Why it is not ready, for reasons."""
+__all__ = [
+    "Bin", "Change", "Demand", "Host", "Key", "Limit", "Placed", "Plan", "Problem", "Reason", "Running", "Unplaced",
+    "Workload", "pack",
+]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What one replica asks of each of its GPUs on one kind of host. Bytes."""
-
-    share: int
-    overrun: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """One model: `replicas` identical replicas."""
-
-    key: str
-    replicas: int
-    gpus: int
-    """Distinct GPUs of one host and product each replica takes."""
-    demands: tuple[Demand | None, ...]
-    """By host kind; None where it may not go."""
-    spread: Spread = Spread.NONE
-    priority: int = 0
-    headroom: int = 0
-    """Ten-thousandths of a GPU it wants promised to nobody; the largest among a GPU's tenants counts."""
-    cpu: int = 0
-    memory: int = 0
-    namespace: str = ""
-    same_island: bool = False
-    """True: never across islands; False: preferred on one."""
-    refused: tuple[str, ...] = ()
-    """By host kind: why it may not go there, for reasons; may be empty."""
+def pack(problem: Problem) -> Plan:
+    """The plan for this problem: what runs stays, the rest goes where it costs least, highest priority first."""
+    board = Board(problem)
+    pin(board)
+    place_all(board, by_size(board, board.unplaced()))
+    return publish(board)
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """One replica and its GPUs."""
-
-    workload: str
-    replica: int
-    host: str
-    gpus: tuple[str, ...]
-    moved: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A replica that has its GPUs now."""
-
-    workload: str
-    replica: int
-    host: str
-    gpus: tuple[str, ...]
-    fixed: bool = False
-    """It may not be moved at all (it is starting, or its model is mid-rollout)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Everything the packer may know."""
-
-    hosts: tuple[Host, ...]
-    workloads: tuple[Workload, ...]
-    running: tuple[Running, ...] = ()
-    max_tenants: int = 16
-    seed: int = 0
-    iterations: int = 0
-    """Improvement budget; 0 = the fast pass only."""
-    moves_per_replica: int = 3
-    moves: int = 0
-    """Moves of running replicas one plan may contain; 0 = none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why a replica is unplaced, as data; `text` is made from it."""
-
-    code: str
-    text: str
-    nearest: str = ""
-    """The host that came nearest."""
-    needs: int = 0
-    has: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Unplaced:
-    """A replica that goes nowhere, and why."""
-
-    workload: str
-    replica: int
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """The objective, smaller is better, compared in this order."""
-
-    unplaced: tuple[tuple[int, int], ...]
-    """(priority, replicas), highest priority first."""
-    moves: int
-    splits: int
-    cost: int
-    islands: int
-    balance: int
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The answer."""
-
-    placements: tuple[Placed, ...]
-    unplaced: tuple[Unplaced, ...]
-    key: Key
-    bound: int | None = None
-    """Proven minimum cost of this problem, where one was computed."""
-    bound_method: str = ""
+def publish(board: Board) -> Plan:
+    """What the board shows, as a plan."""
+    placed = []
+    for r, spot in enumerate(board.spot):
+        if spot:
+            workload = board.workloads[board.owner[r]].key
+            host = board.hosts[board.host[spot[0]]].name
+            moved = board.runs[r] and spot != board.home[r]
+            placed.append(Placed(workload, board.number[r], host, tuple(board.uuid[g] for g in spot), moved))
+    unplaced = []
+    reasons: dict[tuple[int, bool], Reason] = {}
+    for r in board.unplaced():
+        w = board.owner[r]
+        if (w, board.runs[r]) not in reasons:
+            reasons[w, board.runs[r]] = why_not(board, r)
+        unplaced.append(Unplaced(board.workloads[w].key, board.number[r], reasons[w, board.runs[r]]))
+    return Plan(tuple(placed), tuple(unplaced), board.key())

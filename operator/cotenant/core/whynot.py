@@ -1,0 +1,155 @@
+"""Why a replica is unplaced: per class of nodes the one limit that binds, the nearest miss, and what would place it.
+
+Everything is data (`Limit`, `Change`); the sentence is made from it and never parsed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cotenant.core.board import Board
+from cotenant.core.problem import Change, Limit, Reason
+from cotenant.core.share import SCALE, gib
+
+CLOSENESS = (
+    "Memory", "Overrun", "Island", "HostCPU", "HostMemory", "Tenants", "SpreadGPU", "SpreadNode", "TooFewGPUs",
+    "Refused", "NotReady", "NoNodes",
+)  # fmt: skip
+"""Limits, the nearest to a placement first: what a user can do least about comes last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """What keeps a workload off one host."""
+
+    code: str
+    host: int
+    needs: int = 0
+    has: int = 0
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """The nearest miss first."""
+        return (CLOSENESS.index(self.code), -self.has, self.host)
+
+
+def why_not(board: Board, r: int, displaced_by: str = "") -> Reason:
+    """Why this replica goes nowhere on the board as it stands."""
+    w = board.owner[r]
+    misses = [_miss(board, w, h) for h in range(len(board.hosts))]
+    if not misses:
+        return Reason("NoNodes", "there is no node with GPUs to place it on", displaced_by=displaced_by)
+    classes: dict[tuple[str, str], list[Miss]] = {}
+    for miss in misses:
+        classes.setdefault((miss.code, board.hosts[miss.host].product), []).append(miss)
+    ranked = sorted(
+        ((min(found, key=lambda m: m.rank), len(found)) for found in classes.values()), key=lambda c: c[0].rank
+    )
+    limits = tuple(
+        Limit(m.code, count, board.hosts[m.host].name, board.hosts[m.host].product, m.needs, m.has)
+        for m, count in ranked
+    )
+    nearest = ranked[0][0]
+    changes = tuple(_changes(board, nearest))
+    text = _text(board, w, nearest, changes)
+    if displaced_by:
+        text = f"{displaced_by} has a higher priority and took its place; {text}"
+    host = board.hosts[nearest.host].name
+    return Reason(nearest.code, text, host, nearest.needs, nearest.has, limits, changes, displaced_by)
+
+
+def room_for(board: Board, w: int, g: int) -> int:
+    """The largest share that would fit on this GPU beside the workload's overrun and headroom; may be negative."""
+    _, overrun = board.need(w, board.host[g]) or (0, 0)
+    kept = max(board.kept[g], board.memory[g] * board.headroom[w] // SCALE)
+    return min(board.promise[g] - kept, board.real[g] - overrun)
+
+
+def _miss(board: Board, w: int, host: int) -> Miss:
+    """The one limit that binds on this host."""
+    need, size = board.need(w, host), board.size[w]
+    gpus = board.host_gpus[host]
+    if not board.ready[host]:
+        return Miss("NotReady", host)
+    if need is None:
+        return Miss("Refused", host)
+    if len(gpus) < size:
+        return Miss("TooFewGPUs", host, size, len(gpus))
+    if board.node_apart[w] and board.on_host[host].get(w):
+        return Miss("SpreadNode", host)
+    away = [g for g in gpus if not (board.apart[w] and w in board.models[g])]
+    if len(away) < size:
+        return Miss("SpreadGPU", host, size, len(away))
+    seats = [g for g in away if len(board.tenants[g]) < board.max_tenants]
+    if len(seats) < size:
+        return Miss("Tenants", host, board.max_tenants, len(seats))
+    rooms = sorted((room_for(board, w, g) for g in seats), reverse=True)
+    if rooms[size - 1] < need[0]:
+        promised = sum(board.promise[g] - board.kept[g] >= need[0] for g in seats)
+        return Miss("Overrun" if promised >= size else "Memory", host, need[0], max(0, rooms[size - 1]))
+    if board.cpu_need[w] > board.cpu[host]:
+        return Miss("HostCPU", host, board.cpu_need[w], max(0, board.cpu[host]))
+    if board.memory_need[w] > board.host_memory[host]:
+        return Miss("HostMemory", host, board.memory_need[w], max(0, board.host_memory[host]))
+    fitting = [g for g in seats if board.fits(w, g)]
+    islands = [board.island[g] for g in fitting]
+    most = max((islands.count(i) for i in islands), default=0)
+    return Miss("Island", host, size, most)
+
+
+def _changes(board: Board, nearest: Miss) -> list[Change]:
+    changes = []
+    if nearest.code in ("Memory", "Overrun") and nearest.has > 0:
+        memory = max(board.memory[g] for g in board.host_gpus[nearest.host])
+        percent = nearest.has * SCALE // memory
+        changes.append(Change("LessShare", nearest.has, percent, board.hosts[nearest.host].name))
+    if nearest.code in ("Island", "TooFewGPUs") and nearest.has > 0:
+        changes.append(Change("FewerGPUs", nearest.has, host=board.hosts[nearest.host].name))
+    return changes
+
+
+def _text(board: Board, w: int, miss: Miss, changes: tuple[Change, ...]) -> str:
+    """One sentence the user can act on."""
+    host, size = board.hosts[miss.host], board.size[w]
+    on = "on a GPU" if size == 1 else f"on {size} GPUs of one node"
+    its = "" if size == 1 else f" on {size}"
+    if miss.code == "Memory":
+        text = f"needs {gib(miss.needs)} {on}; {host.name} has the most, {gib(miss.has)}{its}"
+    elif miss.code == "Overrun":
+        _, overrun = board.need(w, miss.host) or (0, 0)
+        text = (
+            f"needs {gib(miss.needs)} {on} and {gib(overrun)} more that an engine uses beyond its share; "
+            f"{host.name} has the most, {gib(miss.has)}{its} beside that"
+        )
+    elif miss.code == "Island":
+        text = f"needs {size} GPUs of one NVLink island; {host.name} has {miss.has} with room"
+    elif miss.code == "HostCPU":
+        text = f"needs {miss.needs / 1000:g} CPUs of the node; {host.name} has {miss.has / 1000:g} left"
+    elif miss.code == "HostMemory":
+        text = f"needs {gib(miss.needs)} of the node's memory; {host.name} has {gib(miss.has)} left"
+    elif miss.code == "Tenants":
+        text = f"every GPU it fits on has {miss.needs} tenants already, the most allowed"
+    elif miss.code == "SpreadGPU":
+        text = f"needs {size} GPUs without another replica of it; {host.name} has {miss.has}"
+        text += "; use fewer replicas or spread: None"
+    elif miss.code == "SpreadNode":
+        text = "every node it fits on has a replica of it; use fewer replicas or spread: GPU"
+    elif miss.code == "TooFewGPUs":
+        text = f"needs {size} GPUs of one node; {host.name} has {miss.has}"
+    elif miss.code == "Refused":
+        refused = board.workloads[w].refused
+        why = refused[host.kind] if host.kind < len(refused) else ""
+        text = "no node may take it" + (f": {why}" if why else "; its selector or products match none")
+    else:
+        text = f"no node it may go to is ready ({host.name}: {host.note or 'not ready'})"
+    for change in changes:
+        if change.code == "LessShare":
+            text += f"; a share of {_percent(change.percent)} ({gib(change.share)}) would fit"
+        elif change.code == "FewerGPUs":
+            text += f"; tensorParallelSize {change.share} would fit there if its share does"
+    return text
+
+
+def _percent(hundredths: int) -> str:
+    whole, rest = divmod(hundredths, 100)
+    return f"{whole}.{rest:02d}".rstrip("0").rstrip(".") + "%" if rest else f"{whole}%"
