@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -38,10 +39,11 @@ class Authority:
     def certificate(self) -> Path:
         return self.pair.certificate
 
-    def server(self, name: str) -> Pair:
-        """A certificate for a server on loopback, which may also act as a client (etcd's peers do)."""
+    def server(self, name: str, addresses: Iterable[str] = ()) -> Pair:
+        """A certificate for a server on loopback and `addresses`; it may also act as a client (etcd's peers do)."""
         key = ec.generate_private_key(ec.SECP256R1())
-        return self._write(name, self._sign(_name(name), key.public_key(), server=True), key)
+        serves = ("127.0.0.1", *addresses)
+        return self._write(name, self._sign(_name(name), key.public_key(), serves=serves), key)
 
     def client(self, name: str, user: str, group: str = "") -> Pair:
         """A certificate that logs in as `user` of `group`."""
@@ -63,10 +65,10 @@ class Authority:
         public: ec.EllipticCurvePublicKey,
         *,
         authority: bool = False,
-        server: bool = False,
+        serves: tuple[str, ...] = (),
     ) -> x509.Certificate:
         now = datetime.now(UTC)
-        usages = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if server else [])]
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if serves else [])]
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -83,8 +85,8 @@ class Authority:
         )
         if not authority:
             builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        if server:
-            names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+        if serves:
+            names = [x509.DNSName("localhost"), *(x509.IPAddress(ip_address(address)) for address in serves)]
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self._key, hashes.SHA256())
 

@@ -1,0 +1,401 @@
+"""One real Kubernetes node and its control plane on this machine, in mount, network and PID namespaces of their own.
+
+Nothing of it is seen outside but a port of 127.0.0.1 and the folder it keeps its files in; the machine's settings stay
+as they are. All of it ends with the process that started it: the kernel ends a PID namespace with its first process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import urllib3
+
+from tests.cluster import build, pki
+from tests.cluster.access import Cluster
+from tests.cluster.api import Api, ApiError
+from tests.cluster.processes import Processes
+from tests.node import config
+from tests.node.config import Gpu
+from tests.node.image import Image, Link, write_archive, write_layer
+
+NODE = "lab"
+PATIENCE = 90.0
+"""Seconds for any one part to come up."""
+HERE = Path(__file__).parent
+DAEMONS = ("containerd", "kubelet", "gpu-plugin")
+"""The node's own programs, in the order in which they start."""
+
+
+class LabError(Exception):
+    """The lab could not be started; the text says which part and the end of its log."""
+
+
+@dataclass(frozen=True)
+class Lab(Cluster):
+    """A running node and its control plane, seen by the administrator."""
+
+    processes: Processes = field(repr=False)
+    anchor: int
+    """Pid (of this machine) of the first process of the lab's namespaces."""
+    gpus: tuple[Gpu, ...]
+    cgroup: str
+    programs: Path = field(repr=False)
+
+    @classmethod
+    def start(cls, folder: Path, gpus: Sequence[Gpu], images: Sequence[Path] = ()) -> Self:
+        """A fresh node `lab`, Ready, with these cards and images; its programs are built if they are missing."""
+        programs = build.node_tools()
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as undo:
+            processes = Processes(folder / "logs")
+            undo.callback(processes.stop)
+            anchor = _enter_namespaces(processes, folder)
+            cgroup = f"cotenant-node-{anchor}"
+            port = folder / "port"
+            relay = [sys.executable, HERE / "relay.py", str(anchor), config.API_ADDRESS, "443", port]
+            processes.start("relay", relay)
+            _wait("the relay", port.exists, processes, "relay")
+            authority = pki.Authority(folder / "pki")
+            admin = _kubeconfig(folder, authority, "admin", "cotenant-admin", "system:masters", port.read_text())
+            lab = cls(folder, admin, programs / "kubectl", processes, anchor, tuple(gpus), cgroup, programs)
+            undo.callback(lab._remove_cgroup)
+            lab._write_files(authority)
+            lab._run(_SETUP, folder=folder, address=config.NODE_ADDRESS, api=config.API_ADDRESS, cgroup=cgroup)
+            lab._start_control_plane(authority)
+            lab._start("driver", [sys.executable, HERE / "driver.py", folder / "card"])
+            lab.start_daemon("containerd")
+            for archive in (_basic_images(folder), *images):
+                lab.load(archive)
+            lab._await_api("/readyz")
+            lab._start_controllers(authority)
+            lab.start_daemon("kubelet")
+            lab.start_daemon("gpu-plugin")
+            lab.api.apply(_RUNTIME_CLASS)
+            lab.api.wait("v1", "Node", NODE, _is_ready, seconds=PATIENCE)
+            lab._await_api("/api/v1/namespaces/default/serviceaccounts/default")
+            undo.pop_all()
+        return lab
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End everything and remove what it left, the logs excepted."""
+        self.api.close()
+        self.processes.stop()
+        self._remove_cgroup()
+        for name in ("containerd", "containerd-state", "etcd", "kubelet", "pki", "images", "ipam"):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+
+    # ------------------------------------------------------------------------------------------ what happens to a node
+    def start_daemon(self, name: str) -> None:
+        """Start one of DAEMONS, as at boot or after it was killed."""
+        folder = self.directory
+        command: dict[str, list[str | Path]] = {
+            "containerd": ["containerd", "-c", folder / "containerd.toml"],
+            "kubelet": ["kubelet", f"--config={folder}/kubelet.yaml", f"--kubeconfig={folder}/node.kubeconfig",
+                        f"--hostname-override={NODE}", f"--node-ip={config.NODE_ADDRESS}",
+                        "--root-dir=/var/lib/kubelet", "--v=2"],
+            "gpu-plugin": ["gpu-plugin", folder / "gpus.json"],
+        }  # fmt: skip
+        words = command[name]
+        self._start(name, [self.programs / words[0], *words[1:]])
+        if name == "containerd":
+            socket = folder / "containerd.sock"
+            _wait("containerd", lambda: socket.exists() and self._answers_ctr(), self.processes, "containerd")
+
+    def kill_daemon(self, name: str) -> None:
+        """`kill -9` of one of DAEMONS; containers go on."""
+        self.processes.kill(name)
+
+    def power_off(self) -> None:
+        """All processes of the node gone at one moment, containers included; the control plane goes on."""
+        for name in reversed(DAEMONS):
+            self.processes.kill(name)
+        deadline = time.monotonic() + 10
+        while left := [*self.shims(), *self.container_processes()]:
+            for pid in left:
+                _kill(pid)
+            if time.monotonic() > deadline:
+                raise LabError(f"processes {left} of the node do not end")
+            time.sleep(0.05)
+
+    def power_on(self) -> None:
+        """The node boots: its daemons start, with the disk as it was."""
+        for name in DAEMONS:
+            self.start_daemon(name)
+
+    def container_processes(self) -> list[int]:
+        """Pids (of this machine) of everything that runs in the node's pods."""
+        folders = {path for root in _cgroup_roots() for path in root.glob(f"{self.cgroup}/**/cgroup.procs")}
+        return sorted({int(pid) for path in folders for pid in _read(path).split() if int(pid)})
+
+    def shims(self) -> list[int]:
+        """Pids of containerd's shims, which would outlive it."""
+        mine = str(self.directory / "containerd.sock").encode()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            words = _read_bytes(process / "cmdline").split(b"\0")
+            if words[0].endswith(b"containerd-shim-runc-v2") and mine in words:
+                found.append(int(process.name))
+        return found
+
+    # ---------------------------------------------------------------------------------------------- what is inside it
+    def enter(self, *command: str | Path) -> list[str]:
+        """The command line that runs `command` in the lab's namespaces."""
+        return ["nsenter", "-t", str(self.anchor), "-m", "-n", "-p", "--", *map(str, command)]
+
+    def load(self, archive: Path) -> None:
+        """Import a container image archive."""
+        self._ctr("images", "import", archive)
+
+    def set_gpus(self, uuids: Sequence[str]) -> None:
+        """What the device plugin advertises from now on."""
+        (self.directory / "gpus.json").write_text(str(list(uuids)).replace("'", '"'))
+
+    # ------------------------------------------------------------------------------------------------------ the start
+    def _start(self, name: str, command: Sequence[str | Path]) -> None:
+        self.processes.start(name, self.enter(*command), self._environment)
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        path = f"{self.programs}:{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
+        config_file = str(self.directory / "nvidia.toml")
+        return {"PATH": path, "HOME": str(self.directory), "NVIDIA_CTK_CONFIG_FILE_PATH": config_file}
+
+    def _run(self, script: str, **variables: object) -> None:
+        env = {**self._environment, **{key: str(value) for key, value in variables.items()}}
+        done = subprocess.run(self.enter("bash", "-euc", script), env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise LabError(f"setting up the namespaces: {done.stderr.strip()}")
+
+    def _ctr(self, *words: str | Path) -> None:
+        command = self.enter(self.programs / "ctr", "-a", self.directory / "containerd.sock", "-n", "k8s.io", *words)
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True)
+        if done.returncode:
+            raise LabError(f"ctr {' '.join(map(str, words))}: {done.stderr.strip()}")
+
+    def _answers_ctr(self) -> bool:
+        try:
+            self._ctr("version")
+        except LabError:
+            return False
+        return True
+
+    def _write_files(self, authority: pki.Authority) -> None:
+        folder, port = self.directory, "443"
+        for name in ("card", "cdi", "cni", "kubelet", "images", "logs/pods"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        cards = [{"uuid": g.uuid, "name": g.name, "total": g.total, "reserved": g.reserved} for g in self.gpus]
+        (folder / "card" / "gpus.json").write_text(str(cards).replace("'", '"'))
+        self.set_gpus([gpu.uuid for gpu in self.gpus])
+        (folder / "containerd.toml").write_text(config.containerd(folder, self.programs))
+        (folder / "nvidia.toml").write_text(config.nvidia_runtime(folder))
+        (folder / "kubelet.yaml").write_text(config.kubelet(folder, self.cgroup, authority.certificate))
+        (folder / "cni" / "10-lab.conflist").write_text(config.network(folder))
+        (folder / "cdi" / "device-plugin.json").write_text(config.device_plugin_cdi(folder, self.gpus))
+        (folder / "cdi" / "management.json").write_text(config.management_cdi(folder, self.gpus))
+        build_nvml(folder / "libnvidia-ml.so.1")
+        _kubeconfig(folder, authority, "node", f"system:node:{NODE}", "system:nodes", port, config.API_ADDRESS)
+
+    def _start_control_plane(self, authority: pki.Authority) -> None:
+        folder = self.directory
+        server = authority.server("kube-apiserver", (config.API_ADDRESS,))
+        kubelet_client = authority.client("kubelet-client", "kube-apiserver", "system:masters")
+        tokens = authority.signing_key("service-account")
+        self._start("etcd", [self.programs / "etcd", f"--data-dir={folder}/etcd", "--unsafe-no-fsync"])
+        self._start("kube-apiserver", [
+            self.programs / "kube-apiserver",
+            "--etcd-servers=http://127.0.0.1:2379",
+            "--bind-address=0.0.0.0",  # of the lab's own network
+            "--secure-port=443",
+            f"--advertise-address={config.NODE_ADDRESS}",
+            f"--tls-cert-file={server.certificate}",
+            f"--tls-private-key-file={server.key}",
+            f"--client-ca-file={authority.certificate}",
+            "--authorization-mode=Node,RBAC",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={tokens.certificate}",
+            f"--service-account-signing-key-file={tokens.key}",
+            f"--service-cluster-ip-range={config.SERVICE_SUBNET}",
+            "--endpoint-reconciler-type=none",
+            "--kubelet-preferred-address-types=InternalIP",
+            f"--kubelet-client-certificate={kubelet_client.certificate}",
+            f"--kubelet-client-key={kubelet_client.key}",
+            "--allow-privileged",
+        ])  # fmt: skip
+
+    def _start_controllers(self, authority: pki.Authority) -> None:
+        def login(name: str) -> Path:
+            return _kubeconfig(self.directory, authority, name, f"system:{name}", "", "443", config.API_ADDRESS)
+
+        key = self.directory / "pki" / "service-account.key"
+        self._start("kube-controller-manager", [
+            self.programs / "kube-controller-manager",
+            f"--kubeconfig={login('kube-controller-manager')}",
+            f"--root-ca-file={authority.certificate}",
+            f"--service-account-private-key-file={key}",
+            "--use-service-account-credentials",
+            "--leader-elect=false",
+            "--node-monitor-grace-period=10s",
+            "--node-monitor-period=2s",
+        ])  # fmt: skip
+        self._start("kube-scheduler", [
+            self.programs / "kube-scheduler", f"--kubeconfig={login('kube-scheduler')}", "--leader-elect=false"
+        ])  # fmt: skip
+
+    def _await_api(self, path: str) -> None:
+        def answers() -> bool:
+            with Api(self.kubeconfig) as api:
+                try:
+                    api.request("GET", path)
+                except (ApiError, urllib3.exceptions.HTTPError, OSError):
+                    return False
+            return True
+
+        _wait(f"the API server's {path}", answers, self.processes, "kube-apiserver")
+
+    def _remove_cgroup(self) -> None:
+        for root in _cgroup_roots():
+            top = root / self.cgroup
+            for folder in sorted(top.glob("**/"), key=lambda path: -len(path.parts)):
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+_RUNTIME_CLASS = {
+    "apiVersion": "node.k8s.io/v1",
+    "kind": "RuntimeClass",
+    "metadata": {"name": "nvidia"},
+    "handler": "nvidia",
+}
+
+_SETUP = """
+mount --make-rprivate /
+# the machine's own folders that a node writes to are covered
+mount -t tmpfs tmpfs /run
+mkdir -p /run/cdi
+mount -t tmpfs tmpfs /var/log
+mount -t tmpfs tmpfs /var/lib
+mkdir -p /var/lib/kubelet
+mount --bind "$folder/kubelet" /var/lib/kubelet
+mount --bind "$folder/cdi" /run/cdi
+# a kubelet wants these three; it finds them set and leaves the machine's alone
+for setting in vm/overcommit_memory=1 kernel/panic=10 kernel/panic_on_oops=1; do
+  file=$folder/kubelet/sysctl-${setting//[\\/=]/-}
+  echo "${setting#*=}" >"$file"
+  mount --bind "$file" "/proc/sys/${setting%=*}"
+done
+mount --make-rshared /
+ip link set lo up
+ip link add node0 type dummy 2>/dev/null || ip link add node0 type veth
+ip addr add "$address/32" dev node0
+ip addr add "$api/32" dev node0
+ip link set node0 up
+echo 1 >/proc/sys/net/ipv4/ip_forward
+# cgroup v1 wants the root of our own in every hierarchy; v2 has one
+for hierarchy in /sys/fs/cgroup/{cpu,cpuacct,cpuset,memory,devices,freezer,blkio,pids,systemd}; do
+  if [[ -e $hierarchy/tasks ]]; then mkdir -p "$hierarchy/$cgroup"; fi
+done
+if [[ -e /sys/fs/cgroup/cpuset/$cgroup ]]; then
+  for file in cpuset.cpus cpuset.mems; do cat /sys/fs/cgroup/cpuset/$file >"/sys/fs/cgroup/cpuset/$cgroup/$file"; done
+else
+  mkdir -p "/sys/fs/cgroup/$cgroup"
+fi
+"""
+
+
+def build_nvml(target: Path) -> Path:
+    """The stand-in libnvidia-ml, compiled."""
+    source = HERE.parent / "nvml" / "nvml.c"
+    command = ["gcc", "-shared", "-fPIC", "-O2", "-o", str(target), str(source), "-lpthread"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise LabError(f"compiling {source}: {done.stderr}")
+    target.chmod(0o755)
+    return target
+
+
+def _enter_namespaces(processes: Processes, folder: Path) -> int:
+    ready = folder / "anchored"
+    ready.unlink(missing_ok=True)
+    namespaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    parent = processes.start("anchor", [*namespaces, sys.executable, HERE / "anchor.py", ready])
+    _wait("the namespaces", ready.exists, processes, "anchor")
+    return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
+
+
+def _kubeconfig(
+    folder: Path, authority: pki.Authority, name: str, user: str, group: str, port: str, address: str = "127.0.0.1"
+) -> Path:
+    login = pki.certificate_user(authority.client(name, user, group))
+    url = f"https://{address}:{port}"
+    return pki.write_kubeconfig(folder / f"{name}.kubeconfig", url, authority.certificate.read_bytes(), login)
+
+
+def _basic_images(folder: Path) -> Path:
+    """A pause image and a shell."""
+    pause = folder / "images" / "pause"
+    program = "int pause(void); int main(void) { for (;;) pause(); }"
+    subprocess.run(["gcc", "-static", "-O2", "-xc", "-", "-o", str(pause)], input=program, text=True, check=True)
+    busybox = Path(shutil.which("busybox") or "")
+    images = [
+        Image(config.PAUSE_IMAGE, (write_layer(folder / "images" / "pause.layer", {"pause": pause}),), ("/pause",)),
+        Image(
+            "localhost/lab/busybox:1",
+            (write_layer(folder / "images" / "busybox.layer", {"bin/busybox": busybox, "bin/sh": Link("busybox")}),),
+            (),
+        ),
+    ]
+    return write_archive(folder / "images" / "basic.tar", images)
+
+
+def _is_ready(node: object) -> bool:
+    if not isinstance(node, dict):
+        return False
+    conditions = node.get("status", {}).get("conditions", ())
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+def _wait(what: str, until: Callable[[], bool], processes: Processes, name: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not until():
+        if name in processes.ended():
+            raise LabError(f"{what}: {name} ended; the end of its log:\n{processes.tail(name)}")
+        if time.monotonic() > deadline:
+            raise LabError(f"{what}: not there after {PATIENCE:g} s; the end of the log:\n{processes.tail(name)}")
+        time.sleep(0.1)
+
+
+def _cgroup_roots() -> list[Path]:
+    root = Path("/sys/fs/cgroup")
+    return [root, *(path for path in root.iterdir() if (path / "cgroup.procs").exists())]
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _read(path: Path) -> str:
+    return _read_bytes(path).decode()
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
