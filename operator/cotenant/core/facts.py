@@ -1,0 +1,133 @@
+"""What the ladder must know of the replica that died, from the snapshot: its share, and the room here and elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cotenant.core.inventory import Inventory, inventory
+from cotenant.core.ledger import Account, accounts
+from cotenant.core.share import SCALE
+from cotenant.core.snapshot import Model, Placement, Pod, Snapshot, matches
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Bytes are per GPU."""
+
+    key: str
+    """`namespace/placement/model/replica`: the back-off's jitter comes from it."""
+    index: int
+    generation: int
+    gpus: tuple[str, ...] = ()
+    usable: int = 0
+    """T of the smallest of its GPUs."""
+    utilization: int = 0
+    """Ten-thousandths it was given."""
+    overrun: int = 0
+    room: int = 0
+    """What the ledger could promise on the tightest of its GPUs beyond its own share."""
+    elsewhere: int = 0
+    """The largest share that fits on other GPUs; 0 = none."""
+    yielding: int = 0
+    """What tenants of lower priority hold on its GPUs, where least."""
+    kv_bytes: int | None = None
+    """KV cache of its last start that came up."""
+    host_memory: int | None = None
+    start_timeout: float = 1800.0
+
+    @property
+    def share(self) -> int:
+        """Bytes it was granted."""
+        return self.usable * self.utilization // SCALE
+
+
+def facts_of(snapshot: Snapshot, placement: Placement, model: Model, pod: Pod, *, kv_bytes: int | None = None) -> Facts:
+    """The facts about one pod of a model that ended or cannot start. `kv_bytes`: what a like start of it learned."""
+    bins = inventory(snapshot.nodes, snapshot.gpu_nodes, snapshot.policy, snapshot.now)
+    others = tuple(other for other in snapshot.pods if other.uid != pod.uid)
+    ledger = accounts(bins.devices, others)
+    headroom = snapshot.policy.headroom if placement.headroom is None else placement.headroom
+    bare = Facts(
+        key=f"{pod.namespace}/{pod.placement}/{pod.model}/{pod.replica}",
+        index=pod.replica,
+        generation=placement.generation,
+        kv_bytes=kv_bytes,
+        host_memory=model.memory or snapshot.policy.default_memory,
+        start_timeout=snapshot.policy.start_timeout,
+    )
+    given = pod.allocation
+    here = [ledger[uuid] for uuid in given.gpus if uuid in ledger] if given else []
+    if given is None or not here:
+        return bare
+    usable = min(account.device.usable for account in here)
+    rooms = [_room(account, headroom, given.overrun) for account in here]
+    lower = _lower(snapshot, placement, model)
+    return replace(
+        bare,
+        gpus=given.gpus,
+        usable=usable,
+        utilization=_ten_thousandths(given.utilization),
+        overrun=given.overrun,
+        room=max(0, min(rooms) - given.bytes),
+        elsewhere=_elsewhere(bins, ledger, placement, len(given.gpus), given.gpus, headroom, given.overrun),
+        yielding=min(
+            sum(t.promised for t in account.tenants if (t.pod.placement, t.pod.model) in lower) for account in here
+        ),
+    )
+
+
+def _room(account: Account, headroom: int, overrun: int) -> int:
+    """The largest share one more tenant could be promised on this GPU."""
+    kept = account.device.usable * max(account.headroom, headroom) // SCALE
+    promises = account.device.usable - kept - account.promised - account.strangers
+    return max(0, min(promises, account.free_use - overrun))
+
+
+def _elsewhere(
+    bins: Inventory,
+    ledger: dict[str, Account],
+    placement: Placement,
+    gpus: int,
+    avoid: tuple[str, ...],
+    headroom: int,
+    overrun: int,
+) -> int:
+    best = 0
+    for name, machine in sorted(bins.machines.items()):
+        wanted = matches(placement.selector, machine.node.labels) and (not placement.names or name in placement.names)
+        if not wanted or machine.closed or machine.lost:
+            continue
+        rooms = sorted(
+            (
+                _room(ledger[device.uuid], headroom, overrun)
+                for device in machine.devices
+                if device.uuid not in avoid and device.health == "Healthy" and device.owner is None
+            ),
+            reverse=True,
+        )
+        if len(rooms) >= gpus:
+            best = max(best, rooms[gpus - 1])
+    return best
+
+
+def _lower(snapshot: Snapshot, placement: Placement, model: Model) -> frozenset[tuple[str, str, str]]:
+    """(namespace, placement, model) of this namespace that rank below this one: other namespaces are not ours to move."""
+    return frozenset(
+        (other.namespace, other.name, entry.name)
+        for other in snapshot.placements
+        if other.namespace == placement.namespace
+        for entry in other.models
+        if entry.priority < model.priority
+    )
+
+
+def _held(account: Account, lower: frozenset[tuple[str, str, str]]) -> int:
+    pods = ((tenant.pod, tenant.promised) for tenant in account.tenants)
+    return sum(promised for pod, promised in pods if (pod.namespace, pod.placement, pod.model) in lower)
+
+
+def _ten_thousandths(flag: str) -> int:
+    """`0.70` as 7000; 0 where an annotation holds something else."""
+    whole, _, fraction = flag.partition(".")
+    digits = whole + fraction[:4].ljust(4, "0")
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 6 else 0
