@@ -70,9 +70,7 @@ def facts_of(snapshot: Snapshot, placement: Placement, model: Model, pod: Pod, *
         overrun=given.overrun,
         room=max(0, min(rooms) - given.bytes),
         elsewhere=_elsewhere(bins, ledger, placement, len(given.gpus), given.gpus, headroom, given.overrun),
-        yielding=min(
-            sum(t.promised for t in account.tenants if (t.pod.placement, t.pod.model) in lower) for account in here
-        ),
+        yielding=min(_held(account, lower) for account in here),
     )
 
 
@@ -111,7 +109,7 @@ def _elsewhere(
 
 
 def _lower(snapshot: Snapshot, placement: Placement, model: Model) -> frozenset[tuple[str, str, str]]:
-    """(namespace, placement, model) of this namespace that rank below this one: other namespaces are not ours to move."""
+    """(namespace, placement, model) that rank below this one; other namespaces are not ours to move."""
     return frozenset(
         (other.namespace, other.name, entry.name)
         for other in snapshot.placements

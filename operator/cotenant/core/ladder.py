@@ -17,7 +17,6 @@ from cotenant.core.remedies import (
     PASSING,
     PERMISSION,
     Case,
-    Facts,
     Overrides,
     Rung,
     Setting,
