@@ -88,6 +88,8 @@ class Decision:
     events: tuple[Emit, ...] = ()
     wake_at: float | None = None
     """Unix seconds at which a pass is wanted even if nothing rings: a back-off or a grace ends."""
+    idle: tuple[tuple[str, float], ...] = ()
+    """(GPU, since when it is held and empty): the next snapshot brings it back."""
     gpus: tuple[GPUFigures, ...] = ()
     replicas: tuple[tuple[str, int], ...] = ()
     """(phase, replicas), for metrics."""

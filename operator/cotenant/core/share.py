@@ -15,7 +15,7 @@ SCALE = 10_000
 GIB = 1 << 30
 MIB = 1 << 20
 
-_SUFFIX = {
+_SUFFIX: dict[str, int] = {
     "": 1, "Ki": 1 << 10, "Mi": MIB, "Gi": GIB, "Ti": 1 << 40, "Pi": 1 << 50,
     "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15,
 }  # fmt: skip
@@ -47,7 +47,7 @@ class Percent:
 
     ten_thousandths: int
 
-    def utilization(self, memory: int) -> Utilization:  # noqa: ARG002 - the same on every GPU
+    def utilization(self, memory: int) -> Utilization:  # noqa: ARG002 (the same on every GPU)
         """The flag that grants it."""
         return Utilization(self.ten_thousandths)
 
@@ -108,7 +108,7 @@ def parse_quantity(text: str | int) -> int:
     if not found:
         raise ValueError(f'"{text}" is not a quantity such as "60Gi" or "512Mi"')
     whole, fraction, suffix = found[1], found[2] or "", found[3] or ""
-    digits, scale = int(whole + fraction), 10 ** len(fraction)
+    digits, scale = int(whole + fraction), int(10 ** len(fraction))
     if suffix == "m":
         return -(-digits // (scale * 1000))
     return -(-digits * _SUFFIX[suffix] // scale)
@@ -120,7 +120,7 @@ def parse_cpu(text: str | int | float) -> int:
     if not found:
         raise ValueError(f'"{text}" is not a CPU quantity such as "4" or "500m"')
     whole, fraction, suffix = found[1], found[2] or "", found[3] or ""
-    digits, scale = int(whole + fraction), 10 ** len(fraction)
+    digits, scale = int(whole + fraction), int(10 ** len(fraction))
     if suffix == "m":
         return -(-digits // scale)
     return -(-digits * 1000 * _SUFFIX[suffix] // scale)

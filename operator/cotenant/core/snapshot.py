@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cotenant.core.share import GIB, Share
 from cotenant.core.vllm import Engine
+
+if TYPE_CHECKING:
+    from cotenant.core.preflight import Preflight
 
 Labels = tuple[tuple[str, str], ...]
 """Sorted key-value pairs; what a selector asks for or a node carries."""
@@ -174,6 +177,8 @@ class Fault:
     retry_at: float = 0.0
     failed: bool = False
     """Given up: a person must change something."""
+    uid: str = ""
+    """Of the pod whose death this took down last: only then may the pod go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +274,7 @@ class GPUNode:
     message: str = ""
     ready: bool = True
     """The agent answers and trusts its own readings."""
+    agent_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +355,7 @@ class Holder:
     running: bool = False
     deleting: bool = False
     blocked: str = ""
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +377,8 @@ class Policy:
     """Per rank until learned (measured 0.5 to 3.0 GiB on an H200, facts/gpu.md)."""
     engines: tuple[EngineImage, ...] = ()
     max_tenants_per_gpu: int = 16
+    max_moves: int = 0
+    """Running replicas one plan may move to make room; 0 = none."""
     node_grace: float = 60.0
     """Seconds a node may be NotReady before its replicas are planned elsewhere."""
     start_timeout: float = 1800.0
@@ -381,6 +390,14 @@ class Policy:
     binding: str = "Pinned"
     reserve: bool = True
     """Hold each GPU with a holder pod before using it; False on dedicated nodes."""
+    holder_idle: float = 300.0
+    """Seconds a held GPU may be empty before it is given back."""
+    holder_image: str = "registry.k8s.io/pause:3.10"
+    holder_priority_class: str = ""
+    preflight: bool = True
+    """Prove on every node that a pod sees exactly the GPU it was given before an engine lands there."""
+    preflight_image: str = ""
+    service_account: str = ""
     namespace: str = "cotenant-system"
     """Where holders live."""
     managed_label: tuple[str, str] = ("cotenant.dev/managed", "true")
@@ -397,8 +414,15 @@ class Snapshot:
     gpu_nodes: tuple[GPUNode, ...] = ()
     pods: tuple[Pod, ...] = ()
     holders: tuple[Holder, ...] = ()
+    preflights: tuple[Preflight, ...] = ()
+    injection_version: str = ""
+    """Changes when the cluster's RuntimeClass or ClusterPolicy does, so that nodes are proven anew."""
+    idle: tuple[tuple[str, float], ...] = ()
+    """(GPU, since when it is held and empty), as the last pass said."""
     services: tuple[tuple[str, str, str], ...] = ()
     """(namespace, name, hash) of the Services of ours that exist."""
+    refusals: tuple[tuple[str, str, str], ...] = ()
+    """(namespace, pod, message): creates the API server refused (a quota, Pod Security, admission), in its words."""
 
 
 Manifest = dict[str, Any]

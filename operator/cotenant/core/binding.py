@@ -1,0 +1,270 @@
+"""How a GPU becomes ours and gets into a pod: the seam between the plan and the cluster's way of giving out GPUs.
+
+`Pinned` is for clusters with NVIDIA's device plugin: a holder pod takes each GPU from the device plugin, the agent learns its UUID,
+and engines are given it by name. A second member for DRA would answer the same questions with ResourceClaims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from cotenant.core import preflight
+from cotenant.core.decision import Create, Delete
+from cotenant.core.injection import Injection, Style, inject
+from cotenant.core.inventory import Inventory
+from cotenant.core.ledger import Account
+from cotenant.core.names import MANAGED_BY, MANAGED_BY_LABEL, NODE_LABEL, ROLE_LABEL
+from cotenant.core.snapshot import Allocation, Device, Holder, Manifest, Node, Policy, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Reservations:
+    """What the binding wants done so that the plan's GPUs are ours."""
+
+    creates: tuple[Create, ...] = ()
+    deletes: tuple[Delete, ...] = ()
+    idle: tuple[tuple[str, float], ...] = ()
+    wake_at: float | None = None
+
+
+class Binding(Protocol):
+    """A way of giving out GPUs."""
+
+    def unusable(self, uuid: str) -> str:
+        """Why a GPU may not be planned on; '' = it may."""
+
+    def cost(self, uuid: str) -> int | None:
+        """What taking it costs: 0 when it is ours already, None = as its product says."""
+
+    def pending(self, allocation: Allocation) -> str:
+        """Why an engine may not start on these GPUs yet; '' = they are proven to be ours."""
+
+    def conflict(self, uuid: str) -> str:
+        """Who else has a GPU that our tenants are on; '' = nobody."""
+
+    def injection(self, allocation: Allocation, container: str) -> Injection:
+        """The pod fields by which one container sees exactly these GPUs."""
+
+    def reservations(self, planned: Iterable[Allocation], ledger: dict[str, Account], now: float) -> Reservations:
+        """What to create and delete so that what is planned becomes ours, and what is empty is given back."""
+
+
+class Pinned:
+    """Holder pods and injection by UUID."""
+
+    def __init__(self, snapshot: Snapshot, inventory: Inventory) -> None:
+        self._policy = snapshot.policy
+        self._inventory = inventory
+        self._nodes = {node.name: node for node in snapshot.nodes}
+        self._holders: dict[str, list[Holder]] = {}
+        for holder in snapshot.holders:
+            self._holders.setdefault(holder.node, []).append(holder)
+        self._alive = {holder.name for holder in snapshot.holders if not holder.deleting}
+        self._idle = dict(snapshot.idle)
+        self._proofs = {(proof.node, proof.key): proof for proof in snapshot.preflights if not proof.deleting}
+        self._agents = {report.name: report.agent_version for report in snapshot.gpu_nodes}
+        self._version = snapshot.injection_version
+
+    def unusable(self, uuid: str) -> str:
+        """Unhealthy, or given to somebody else by the device plugin."""
+        device = self._inventory.devices[uuid]
+        if device.health != "Healthy":
+            return f"GPU {device.index} of {device.node} is {device.health}"
+        if self._policy.reserve and device.owner:
+            return f"GPU {device.index} of {device.node} is taken by pod {device.owner}"
+        return ""
+
+    def cost(self, uuid: str) -> int | None:
+        """A held GPU is taken already."""
+        return 0 if self._policy.reserve and self._held(self._inventory.devices[uuid]) else None
+
+    def pending(self, allocation: Allocation) -> str:
+        """Not held yet, or the node not proven."""
+        for uuid in allocation.gpus:
+            device = self._inventory.devices.get(uuid)
+            if device is None:
+                return f"GPU {uuid} is not reported any more"
+            if self._policy.reserve and not self._held(device):
+                return self._why_not_held(device)
+        return self._unproven(allocation.node)
+
+    def conflict(self, uuid: str) -> str:
+        """A GPU whose holder is gone and that another pod got."""
+        device = self._inventory.devices.get(uuid)
+        return device.owner or "" if device and self._policy.reserve else ""
+
+    def injection(self, allocation: Allocation, container: str) -> Injection:
+        """By the cluster's style."""
+        return inject(self._policy.injection, allocation.gpus, container, self._policy.runtime_class)
+
+    def reservations(self, planned: Iterable[Allocation], ledger: dict[str, Account], now: float) -> Reservations:
+        """Holders for planned GPUs nobody holds, a proof per node in use, and empty GPUs given back after a while."""
+        wanted: dict[str, set[str]] = {}
+        for allocation in planned:
+            wanted.setdefault(allocation.node, set()).update(allocation.gpus)
+        creates: list[Create] = []
+        for node, uuids in sorted(wanted.items()):
+            if node not in self._nodes:
+                continue
+            if self._policy.reserve:
+                creates.extend(self._new_holders(self._nodes[node], uuids))
+            creates.extend(self._new_proof(self._nodes[node], uuids))
+        if not self._policy.reserve:
+            return Reservations(tuple(creates))
+        idle, deletes, wake_at = self._shrink(wanted, ledger, now)
+        return Reservations(tuple(creates), (*deletes, *self._stale_proofs()), idle, wake_at)
+
+    def _held(self, device: Device) -> bool:
+        return device.holder is not None and device.holder in self._alive
+
+    def _why_not_held(self, device: Device) -> str:
+        for holder in self._holders.get(device.node, ()):
+            if holder.blocked and not holder.running:
+                return f"no further GPU of {device.node} could be taken: {holder.blocked}"
+        return f"a GPU of {device.node} is being taken from the device plugin"
+
+    def _new_holders(self, node: Node, uuids: set[str]) -> list[Create]:
+        known = {d.holder for d in self._inventory.machines[node.name].devices if d.holder}
+        mine = self._holders.get(node.name, [])
+        missing = sum(
+            not self._held(self._inventory.devices[uuid]) for uuid in uuids if uuid in self._inventory.devices
+        )
+        pending = sum(not holder.deleting and holder.name not in known for holder in mine)
+        names = {holder.name for holder in mine}
+        creates: list[Create] = []
+        index = 0
+        while len(creates) < missing - pending and index < 64:
+            name = holder_name(node.name, index)
+            if name not in names:
+                message = f"takes a GPU of {node.name} from the device plugin"
+                creates.append(Create(holder_pod(node, index, self._policy), "HoldGPU", message))
+            index += 1
+        return creates
+
+    def _shrink(
+        self, wanted: dict[str, set[str]], ledger: dict[str, Account], now: float
+    ) -> tuple[tuple[tuple[str, float], ...], list[Delete], float | None]:
+        idle: list[tuple[str, float]] = []
+        deletes: list[Delete] = []
+        ends: list[float] = []
+        planned = {uuid for uuids in wanted.values() for uuid in uuids}
+        for uuid, device in sorted(self._inventory.devices.items()):
+            empty = uuid not in planned and not ledger[uuid].tenants and not device.tenants
+            if not empty or not self._held(device):
+                continue
+            since = self._idle.get(uuid, now)
+            if now - since < self._policy.holder_idle:
+                idle.append((uuid, since))
+                ends.append(since + self._policy.holder_idle)
+                continue
+            holder = next(h for h in self._holders[device.node] if h.name == device.holder)
+            message = f"GPU {device.index} of {device.node} has been empty for {self._policy.holder_idle:.0f} s"
+            deletes.append(Delete(self._policy.namespace, holder.name, holder.uid, "GiveBackGPU", message))
+        return tuple(idle), deletes, min(ends, default=None)
+
+    # ------------------------------------------------------------------------------------------------- the proof
+    def _ground(self, node: Node) -> preflight.Ground:
+        return preflight.Ground(
+            node=node.name,
+            node_uid=node.uid,
+            style=Style(self._policy.injection),
+            runtime_class=self._policy.runtime_class,
+            runtime_class_version=self._version,
+            agent_version=self._agents.get(node.name, ""),
+        )
+
+    def _unproven(self, name: str) -> str:
+        node = self._nodes.get(name)
+        if not self._policy.preflight or node is None:
+            return ""
+        ground = self._ground(node)
+        proof = self._proofs.get((name, ground.key))
+        if proof is None or isinstance(proof.verdict, preflight.Running):
+            return f"a preflight pod is proving that pods on {name} see exactly the GPU they are given"
+        if isinstance(proof.verdict, preflight.Failed):
+            return f"InjectionUnverified: on {name} style {ground.style.value} does not give a pod exactly its GPU: {proof.verdict.reason}"
+        return ""
+
+    def _new_proof(self, node: Node, uuids: set[str]) -> list[Create]:
+        if not self._policy.preflight:
+            return []
+        ground = self._ground(node)
+        if (node.name, ground.key) in self._proofs:
+            return []
+        held = sorted(
+            u
+            for u in uuids
+            if u in self._inventory.devices and (not self._policy.reserve or self._held(self._inventory.devices[u]))
+        )
+        if not held:
+            return []
+        pod = preflight.manifest(
+            ground,
+            held[0],
+            image=self._policy.preflight_image or self._policy.holder_image,
+            namespace=self._policy.namespace,
+        )
+        return [Create(pod, "Preflight", f"proves that a pod on {node.name} sees exactly the GPU it is given")]
+
+    def _stale_proofs(self) -> list[Delete]:
+        current = {
+            (name, self._ground(node).key) for name, node in self._nodes.items() if name in self._inventory.machines
+        }
+        return [
+            Delete(self._policy.namespace, proof.name, proof.uid, "PreflightRenewed", "what it proved has changed")
+            for key, proof in sorted(self._proofs.items())
+            if key not in current
+        ]
+
+
+def holder_name(node: str, index: int) -> str:
+    """Deterministic, so that a repeated create takes no second GPU."""
+    return f"{node}-hold-{index}"
+
+
+def holder_pod(node: Node, index: int, policy: Policy) -> Manifest:
+    """The pod that keeps one GPU of a node from others: it asks the device plugin for one and sleeps."""
+    term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node.name]}]}
+    spec: Manifest = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 0,
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 65534, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [
+            {
+                "name": "hold",
+                "image": policy.holder_image,
+                "resources": {
+                    "requests": {"cpu": "1m", "memory": "8Mi", "nvidia.com/gpu": 1},
+                    "limits": {"nvidia.com/gpu": 1},
+                },
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                    "readOnlyRootFilesystem": True,
+                },
+            }
+        ],
+    }
+    if policy.holder_priority_class:
+        spec["priorityClassName"] = policy.holder_priority_class
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": holder_name(node.name, index),
+            "namespace": policy.namespace,
+            "labels": {
+                MANAGED_BY_LABEL: MANAGED_BY,
+                ROLE_LABEL: "holder",
+                NODE_LABEL: preflight.label_value(node.name),
+            },
+            "annotations": {"karpenter.sh/do-not-disrupt": "true"},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}],
+        },
+        "spec": spec,
+    }

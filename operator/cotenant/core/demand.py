@@ -1,0 +1,108 @@
+"""ModelPlacements -> what is wanted: one Wanted per model, with what makes it impossible said at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cotenant.core.snapshot import Model, Placement, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """Something in a spec that only a person can put right."""
+
+    path: str
+    reason: str
+    """CamelCase."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One model of one placement that is to run."""
+
+    placement: Placement
+    model: Model
+    position: int
+    """Index in spec.models, for paths."""
+
+    @property
+    def key(self) -> str:
+        """`namespace/placement/model`."""
+        return f"{self.placement.namespace}/{self.placement.name}/{self.model.name}"
+
+    @property
+    def base(self) -> str:
+        """The name of its Service, and of its pods before the replica's number."""
+        return f"{self.placement.name}-{self.model.name}"
+
+    @property
+    def path(self) -> str:
+        """Where it stands in the spec."""
+        return f"spec.models[{self.position}]"
+
+    def pod_name(self, index: int) -> str:
+        """Name of one replica's pod: the same at every try, so that a repeated create cannot make a twin."""
+        return f"{self.base}-{index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """What is wanted, and what is wrong with the rest."""
+
+    wanted: tuple[Wanted, ...]
+    issues: dict[str, tuple[Issue, ...]]
+    """By `namespace/placement`."""
+    blocked: frozenset[str]
+    """Keys of models among `wanted` that may not start because of an issue; what runs of them stays."""
+    frozen: frozenset[str]
+    """`namespace/placement` whose spec cannot be read: what runs of them stays exactly as it is."""
+
+
+def demand(placements: tuple[Placement, ...], policy: Policy) -> Demands:
+    """Every model of every placement that is not being deleted, oldest placement first."""
+    wanted: list[Wanted] = []
+    issues: dict[str, list[Issue]] = {}
+    blocked: set[str] = set()
+    frozen: set[str] = set()
+    names: dict[tuple[str, str], str] = {}
+    engines = {engine.name for engine in policy.engines}
+    for placement in sorted(placements, key=lambda p: (p.created, p.namespace, p.name)):
+        owner = f"{placement.namespace}/{placement.name}"
+        if placement.deleting:
+            continue
+        if placement.invalid:
+            frozen.add(owner)
+            issues.setdefault(owner, []).append(Issue(placement.invalid.path, "InvalidSpec", placement.invalid.reason))
+            continue
+        for position, model in enumerate(placement.models):
+            entry = Wanted(placement, model, position)
+            wanted.append(entry)
+            for issue in _issues(entry, names, engines):
+                issues.setdefault(owner, []).append(issue)
+                blocked.add(entry.key)
+    return Demands(
+        tuple(wanted), {key: tuple(found) for key, found in issues.items()}, frozenset(blocked), frozenset(frozen)
+    )
+
+
+def _issues(entry: Wanted, names: dict[tuple[str, str], str], engines: set[str]) -> list[Issue]:
+    found = []
+    first = names.setdefault((entry.placement.namespace, entry.base), entry.key)
+    if first != entry.key:
+        found.append(
+            Issue(
+                f"{entry.path}.name",
+                "NameTaken",
+                f'its pods would be called "{entry.base}-N" like those of {first}; rename the model or the placement',
+            )
+        )
+    if engines and entry.model.engine.name not in engines:
+        found.append(
+            Issue(
+                f"{entry.path}.engine.name",
+                "UnknownEngine",
+                f'the operator has no engine "{entry.model.engine.name}"; it has {", ".join(sorted(engines))}',
+            )
+        )
+    return found

@@ -1,0 +1,183 @@
+"""What should be vs. what is -> Changes: create or delete one pod, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cotenant.core.demand import Demands
+from cotenant.core.inventory import Inventory
+from cotenant.core.planning import Assigned, NoPlace, Replica
+from cotenant.core.pod import HASH_VERSION, wish_hash
+from cotenant.core.snapshot import Allocation, Pod, Policy
+
+BLOCKED_GRACE = 120.0
+"""Seconds a pod may hang before its container starts (image, Secret, volume) until it gives up its turn at the GPU."""
+
+
+class Pace(StrEnum):
+    """How a change may go."""
+
+    AT_ONCE = "AtOnce"
+    """Nothing is lost by it: the engine is dead, its node is, or it never served."""
+    QUIET = "Quiet"
+    """As soon as nobody starts on the same GPU: memory given back in that window kills the start."""
+    BUDGET = "Budget"
+    """Quiet, and within the model's rollout budget: it serves and is to be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Delete one pod."""
+
+    pod: Pod
+    reason: str
+    message: str
+    pace: Pace
+    grace_seconds: int | None = None
+    replica: Replica | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Create one replica's pod."""
+
+    replica: Replica
+    allocation: Allocation
+    suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Everything that differs."""
+
+    leaves: tuple[Leave, ...]
+    starts: tuple[Start, ...]
+
+
+def drift(
+    replicas: list[Replica],
+    places: dict[str, Assigned | NoPlace],
+    pods: tuple[Pod, ...],
+    demands: Demands,
+    inventory: Inventory,
+    policy: Policy,
+    recorded: frozenset[str],
+    now: float,
+) -> Changes:
+    """Differences between the plan and the pods. `recorded` are uids of dead pods whose death the status has taken down."""
+    by_pod = {replica.pod.uid: replica for replica in replicas if replica.pod}
+    known = {f"{w.placement.namespace}/{w.placement.name}" for w in demands.wanted}
+    owners = {w.placement.uid for w in demands.wanted}
+    leaves: list[Leave] = []
+    for pod in pods:
+        owner = f"{pod.namespace}/{pod.placement}"
+        if pod.deleting or owner in demands.frozen or owner not in known or pod.owner_uid not in owners:
+            continue  # leaving already, not to be touched, or Kubernetes collects it
+        replica = by_pod.get(pod.uid)
+        leave = (
+            _unwanted(pod, demands)
+            if replica is None
+            else _differs(pod, replica, places, demands, inventory, policy, recorded, now)
+        )
+        if leave is not None:
+            leaves.append(leave)
+    starts = []
+    for replica in replicas:
+        place = places.get(replica.key)
+        if replica.pod is None and isinstance(place, Assigned) and replica.wanted.key not in demands.blocked:
+            starts.append(Start(replica, place.allocation))
+    return Changes(tuple(leaves), tuple(starts))
+
+
+def _unwanted(pod: Pod, demands: Demands) -> Leave:
+    key = f"{pod.namespace}/{pod.placement}/{pod.model}"
+    wanted = next((w for w in demands.wanted if w.key == key), None)
+    if wanted is None:
+        return Leave(pod, "ModelRemoved", f"model {pod.model} is no longer in the placement", _pace(pod, Pace.QUIET))
+    if pod.replica >= wanted.model.replicas:
+        return Leave(
+            pod, "ScaledDown", f"{wanted.model.replicas} replicas of {pod.model} are wanted", _pace(pod, Pace.QUIET)
+        )
+    return Leave(
+        pod,
+        "Duplicate",
+        f"replica {pod.replica} of {pod.model} is pod {wanted.pod_name(pod.replica)}; this one is not ours",
+        Pace.QUIET,
+    )
+
+
+def _pace(pod: Pod, serving: Pace) -> Pace:
+    return serving if pod.ready else Pace.AT_ONCE
+
+
+def _differs(
+    pod: Pod,
+    replica: Replica,
+    places: dict[str, Assigned | NoPlace],
+    demands: Demands,
+    inventory: Inventory,
+    policy: Policy,
+    recorded: frozenset[str],
+    now: float,
+) -> Leave | None:
+    here = pod.allocation.node if pod.allocation else pod.node or ""
+    machine = inventory.machines.get(here)
+    if machine is not None and machine.lost:
+        return Leave(pod, "NodeLost", machine.lost, Pace.AT_ONCE, grace_seconds=0, replica=replica)
+    if not pod.is_alive:
+        if pod.uid in recorded:
+            return Leave(pod, "EngineEnded", "its engine ended", Pace.AT_ONCE, replica=replica)
+        return None  # evidence before cleanup
+    if pod.uid in recorded:
+        return Leave(
+            pod, "StartGivenUp", pod.blocked or "its engine did not start in time", Pace.AT_ONCE, replica=replica
+        )
+    if replica.wanted.key in demands.blocked:
+        return None
+    place = places.get(replica.key)
+    if isinstance(place, NoPlace):
+        return Leave(pod, place.reason, place.message, _pace(pod, Pace.QUIET), replica=replica)
+    if place is None:
+        return None
+    return _changed(pod, replica, place.allocation, policy)
+
+
+def _changed(pod: Pod, replica: Replica, allocation: Allocation, policy: Policy) -> Leave | None:
+    before = pod.allocation
+    pace = _pace(pod, Pace.BUDGET)
+    if before is None:
+        return Leave(pod, "Edited", "its allocation annotation is missing or unreadable", pace, replica=replica)
+    if (before.node, sorted(before.gpus)) != (allocation.node, sorted(allocation.gpus)):
+        where = f"{allocation.node} {', '.join(allocation.gpus)}"
+        return Leave(pod, "Moved", f"its place is now {where}", pace, replica=replica)
+    if pod.node is not None and pod.node != before.node:
+        return Leave(pod, "WrongNode", f"it runs on {pod.node}, not on {before.node}", pace, replica=replica)
+    flag = _flag(pod.args)
+    if pod.args and flag != before.utilization:
+        message = f"it runs with --gpu-memory-utilization {flag}, promised were {before.utilization}"
+        return Leave(pod, "FlagDiffers", message, pace, replica=replica)
+    if pod.hash.split("-")[0] == HASH_VERSION and pod.hash != wish_hash(replica.wanted, allocation, policy):
+        return Leave(pod, "SpecChanged", "its spec has changed", pace, replica=replica)
+    return None
+
+
+def _flag(args: tuple[str, ...]) -> str:
+    """The last `--gpu-memory-utilization` of a command line, as argparse would take it."""
+    found = ""
+    for position, argument in enumerate(args):
+        name, equals, value = argument.partition("=")
+        if name == "--gpu-memory-utilization":
+            found = value if equals else next(iter(args[position + 1 : position + 2]), "")
+    return found
+
+
+def overdue(pod: Pod, policy: Policy, now: float) -> str:
+    """Why a start counts as failed although its container has not ended; '' = it has time left."""
+    if not pod.is_starting or pod.was_ready:
+        return ""
+    age = now - pod.created
+    if pod.blocked and age > BLOCKED_GRACE:
+        return pod.blocked
+    # the startup probe ends it first where a kubelet runs; this is for the rest
+    return f"not ready after {age:.0f} s" if age > policy.start_timeout + 60 else ""

@@ -1,0 +1,127 @@
+"""What is promised and really used on each device, and what is left. Bytes, exact, never negative.
+
+Two sums hold on every GPU: promised, `sum(flag x T) + strangers <= T - headroom`; expected, `sum(flag x T + overrun) + strangers <= T`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cotenant.core.share import GIB, MIB, SCALE
+from cotenant.core.snapshot import Allocation, Device, Pod
+
+CONTEXT = 700 * MIB
+"""What a process takes before vLLM's start-up check and beside its share: CUDA context, cuBLAS (about 0.5 GiB on an H200, 0.7 with slack)."""
+CONTEXT_TENSOR_PARALLEL = 3 * GIB // 2
+"""The same with NCCL's buffers, per rank (planned from 1.5 GiB up; overrun of a rank measured 2.75-2.96 GiB on an H200 pair)."""
+NOISE = 512 * MIB
+
+
+def context(tensor_parallel: int) -> int:
+    """Bytes a start needs free on each GPU beside its share."""
+    return CONTEXT if tensor_parallel == 1 else CONTEXT_TENSOR_PARALLEL
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One of our pods on a device."""
+
+    pod: Pod
+    allocation: Allocation
+
+    @property
+    def promised(self) -> int:
+        """Its share."""
+        return self.allocation.bytes
+
+    @property
+    def expected(self) -> int:
+        """What it will really use: share + overrun."""
+        return self.allocation.bytes + self.allocation.overrun
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One device's ledger."""
+
+    device: Device
+    tenants: tuple[Tenant, ...] = ()
+    headroom: int = 0
+    """Ten-thousandths: the largest ask of its tenants."""
+
+    @property
+    def strangers(self) -> int:
+        """Bytes used by processes that are not ours."""
+        return sum(stranger.used for stranger in self.device.strangers)
+
+    @property
+    def unexplained(self) -> int:
+        """Bytes in use that no process accounts for; what a driver keeps (seen: 14 MiB a device) is not worth a word."""
+        listed = sum(reading.used for reading in self.device.tenants) + self.strangers
+        beyond = self.device.used - listed
+        return beyond if beyond > NOISE else 0
+
+    @property
+    def foreign(self) -> int:
+        """Bytes this plan may not touch. What pods of ours hold that are gone is not among it: it comes back, and a start waits for it."""
+        return self.strangers + self.unexplained
+
+    @property
+    def promised(self) -> int:
+        """Sum of the shares of its tenants."""
+        return sum(tenant.promised for tenant in self.tenants)
+
+    @property
+    def expected(self) -> int:
+        """Sum of shares and overruns of its tenants."""
+        return sum(tenant.expected for tenant in self.tenants)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of headroom."""
+        return self.device.usable * self.headroom // SCALE
+
+    @property
+    def free_promises(self) -> int:
+        """Room for another promise."""
+        return max(0, self.device.usable - self.reserved - self.promised - self.strangers)
+
+    @property
+    def free_use(self) -> int:
+        """Room for another's real use."""
+        return max(0, self.device.usable - self.expected - self.strangers)
+
+    def free_now(self) -> int:
+        """Bytes a start would find free this moment.
+
+        The reading may be older than the newest tenant, so what tenants that serve hold counts as their share at least.
+        """
+        held = {(reading.namespace, reading.pod): reading.used for reading in self.device.tenants}
+        ours = 0
+        for tenant in self.tenants:
+            seen = held.pop((tenant.pod.namespace, tenant.pod.name), 0)
+            ours += max(seen, tenant.promised) if tenant.pod.is_alive else seen
+        return max(0, self.device.usable - ours - sum(held.values()) - self.strangers - self.unexplained)
+
+    def over(self) -> tuple[tuple[Tenant, int], ...]:
+        """Tenants that use more than share + overrun, and by how many bytes."""
+        held = {(reading.namespace, reading.pod): reading.used for reading in self.device.tenants}
+        found = (
+            (tenant, held.get((tenant.pod.namespace, tenant.pod.name), 0) - tenant.expected) for tenant in self.tenants
+        )
+        return tuple((tenant, excess) for tenant, excess in found if excess > 0)
+
+
+def accounts(devices: dict[str, Device], pods: tuple[Pod, ...]) -> dict[str, Account]:
+    """Every device's ledger, from the pods that are on it or still leaving it. An ended pod's processes are gone: it promises nothing."""
+    tenants: dict[str, list[Tenant]] = {}
+    for pod in pods:
+        if pod.allocation is None or pod.ended is not None or pod.phase in ("Succeeded", "Failed"):
+            continue
+        for uuid in pod.allocation.gpus:
+            tenants.setdefault(uuid, []).append(Tenant(pod, pod.allocation))
+    out = {}
+    for uuid, device in devices.items():
+        here = tuple(sorted(tenants.get(uuid, ()), key=lambda tenant: (tenant.pod.namespace, tenant.pod.name)))
+        out[uuid] = Account(device, here, max((tenant.allocation.headroom for tenant in here), default=0))
+    return out

@@ -1,0 +1,177 @@
+"""Which Changes may go now: one start per GPU, none while a tenant leaves, no more of a model down than its budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cotenant.core.drift import Changes, Leave, Pace, Start
+from cotenant.core.ledger import Account, context
+from cotenant.core.planning import NoPlace, Replica
+from cotenant.core.share import gib
+from cotenant.core.snapshot import Allocation, Pod
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What goes now, and why the rest waits."""
+
+    leaves: tuple[Leave, ...]
+    starts: tuple[Start, ...]
+    waits: dict[str, NoPlace]
+    """By replica key."""
+    wake_at: float | None = None
+
+
+class _Turns:
+    """Who starts and who leaves on each GPU."""
+
+    def __init__(self, pods: tuple[Pod, ...]) -> None:
+        self.starting: dict[str, str] = {}
+        self.leaving: dict[str, str] = {}
+        for pod in pods:
+            for uuid in pod.allocation.gpus if pod.allocation else ():
+                if pod.deleting and pod.ended is None:
+                    self.leaving.setdefault(uuid, pod.name)
+                elif pod.is_starting:
+                    self.starting.setdefault(uuid, pod.name)
+
+    def starter(self, allocation: Allocation | None, beside: str = "") -> str:
+        """The pod that starts on any of these GPUs, other than `beside`."""
+        gpus = allocation.gpus if allocation else ()
+        return next((self.starting[uuid] for uuid in gpus if self.starting.get(uuid, beside) != beside), "")
+
+    def leaver(self, allocation: Allocation) -> str:
+        """The pod that leaves any of these GPUs."""
+        return next((self.leaving[uuid] for uuid in allocation.gpus if uuid in self.leaving), "")
+
+    def leave(self, pod: Pod) -> None:
+        if pod.allocation and pod.is_alive:
+            for uuid in pod.allocation.gpus:
+                self.leaving.setdefault(uuid, pod.name)
+                if self.starting.get(uuid) == pod.name:
+                    del self.starting[uuid]
+
+    def start(self, allocation: Allocation, name: str) -> None:
+        for uuid in allocation.gpus:
+            self.starting[uuid] = name
+
+
+def admit(
+    changes: Changes,
+    replicas: list[Replica],
+    pods: tuple[Pod, ...],
+    ledger: dict[str, Account],
+    pending: Callable[[Allocation], str],
+    retry_at: dict[str, float],
+    now: float,
+) -> Admitted:
+    """Leaves first, then starts in order of priority and age. `pending` says why GPUs are not ours yet, `retry_at` when a fault's back-off ends."""
+    turns = _Turns(pods)
+    budget = _Budget(replicas)
+    waits: dict[str, NoPlace] = {}
+    leaves = [leave for leave in sorted(changes.leaves, key=_leave_order) if _may_leave(leave, turns, budget, waits)]
+    starts: list[Start] = []
+    wake: list[float] = []
+    for start in sorted(changes.starts, key=_start_order):
+        until = retry_at.get(start.replica.key, 0.0)
+        if until > now:
+            wake.append(until)
+            waits[start.replica.key] = NoPlace("BackOff", f"starts again in {until - now:.0f} s", waiting=True)
+            # its place in the queue is not given away; the GPU is
+            continue
+        why = _why_wait(start, turns, ledger, pending)
+        if why is not None:
+            waits[start.replica.key] = why
+            continue
+        turns.start(start.allocation, start.replica.wanted.pod_name(start.replica.index))
+        starts.append(start)
+    return Admitted(tuple(leaves), tuple(starts), waits, min(wake, default=None))
+
+
+def _leave_order(leave: Leave) -> tuple[int, str, str]:
+    return (list(Pace).index(leave.pace), leave.pod.namespace, leave.pod.name)
+
+
+def _start_order(start: Start) -> tuple[int, float, str, int]:
+    wanted = start.replica.wanted
+    return (-wanted.model.priority, wanted.placement.created, wanted.key, start.replica.index)
+
+
+class _Budget:
+    """How many replicas of a model may be down for a change, given those that are down anyway."""
+
+    def __init__(self, replicas: list[Replica]) -> None:
+        self._left: dict[str, int] = {}
+        ready: dict[str, int] = {}
+        wanted = {}
+        for replica in replicas:
+            key = replica.wanted.key
+            wanted[key] = replica.wanted
+            ready[key] = ready.get(key, 0) + bool(replica.pod and replica.pod.ready and not replica.pod.deleting)
+        for key, entry in wanted.items():
+            count = entry.model.replicas
+            allowed = min(entry.placement.max_unavailable, count - 1) if count > 1 else 1
+            self._left[key] = allowed - (count - ready[key])
+
+    def take(self, key: str) -> bool:
+        """One more down, if the budget has it."""
+        if self._left.get(key, 1) <= 0:
+            return False
+        self._left[key] = self._left.get(key, 1) - 1
+        return True
+
+
+def _may_leave(leave: Leave, turns: _Turns, budget: _Budget, waits: dict[str, NoPlace]) -> bool:
+    if leave.pace is not Pace.AT_ONCE:
+        starter = turns.starter(leave.pod.allocation, beside=leave.pod.name)
+        if starter:
+            _wait(
+                leave, waits, f"is replaced once {starter} has started: memory given back beside a start would kill it"
+            )
+            return False
+        if leave.pace is Pace.BUDGET and leave.replica and not budget.take(leave.replica.wanted.key):
+            _wait(leave, waits, "is replaced once enough other replicas of its model are ready")
+            return False
+    turns.leave(leave.pod)
+    return True
+
+
+def _wait(leave: Leave, waits: dict[str, NoPlace], message: str) -> None:
+    if leave.replica:
+        waits[leave.replica.key] = NoPlace(leave.reason, f"{leave.message}; {message}", waiting=True)
+
+
+def _why_wait(
+    start: Start, turns: _Turns, ledger: dict[str, Account], pending: Callable[[Allocation], str]
+) -> NoPlace | None:
+    allocation = start.allocation
+    if why := pending(allocation):
+        reason = "InjectionUnverified" if why.startswith("InjectionUnverified") else "GPUNotHeld"
+        return NoPlace(reason, why.removeprefix("InjectionUnverified: "), waiting=True)
+    if starter := turns.starter(allocation):
+        return NoPlace("TurnAtGPU", f"waits for its turn: {starter} is starting on the same GPU", waiting=True)
+    if leaver := turns.leaver(allocation):
+        return NoPlace("TurnAtGPU", f"waits for its turn: {leaver} is leaving the same GPU", waiting=True)
+    needed = allocation.bytes + context(start.replica.wanted.model.tensor_parallel)
+    for uuid in allocation.gpus:
+        account = ledger[uuid]
+        free = account.free_now()
+        if free < needed:
+            return NoPlace("MemoryNotFree", _not_free(account, free, needed), waiting=True)
+    return None
+
+
+def _not_free(account: Account, free: int, needed: int) -> str:
+    device = account.device
+    known = {(tenant.pod.namespace, tenant.pod.name) for tenant in account.tenants}
+    lingering = [f"{r.namespace}/{r.pod} {gib(r.used)}" for r in device.tenants if (r.namespace, r.pod) not in known]
+    over = [f"{tenant.pod.name} by {gib(excess)}" for tenant, excess in account.over()]
+    text = f"the start needs {gib(needed)} free on GPU {device.index} of {device.node}, {gib(free)} are"
+    if lingering:
+        text += f"; not given back yet by {', '.join(lingering)}"
+    if over:
+        text += f"; over their share: {', '.join(over)}"
+    if account.strangers:
+        text += f"; strangers use {gib(account.strangers)}"
+    return text
