@@ -16,16 +16,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def programs(request: pytest.FixtureRequest) -> None:
-    """The programs of the control plane, built if they are missing; the progress of that is seen."""
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        build.kube()
-        build.kwok()
-
-
-@pytest.fixture(scope="session")
-def control_plane(programs: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+def control_plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A real control plane that is ended with the session; use a namespace of your own in it."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():  # a first build takes minutes: its progress is to be seen
+        build.kube(), build.kwok()
     with ControlPlane.start(tmp_path_factory.mktemp("cluster")) as started:
         yield started

@@ -1,6 +1,7 @@
-"""`python -m tests.cluster up | down | kubeconfig | build | clean`."""
+"""`python -m tests.cluster up | down | kubeconfig | build | clean | helm`."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -43,6 +44,13 @@ def clean(arguments: argparse.Namespace) -> None:
     build.clean(arguments.all)
 
 
+def helm(arguments: argparse.Namespace) -> None:
+    binary = build.helm()
+    # helm keeps its own files where it is told, not in the user's home
+    homes = {f"HELM_{name}_HOME": str(build.cache() / "helm" / name.lower()) for name in ("CACHE", "CONFIG", "DATA")}
+    os.execve(binary, [str(binary), *arguments.words], {**os.environ, **homes})
+
+
 def keep(_: argparse.Namespace) -> None:
     resident.keep()
 
@@ -65,6 +73,7 @@ def main() -> int:
     verb("clean", clean, "end it and drop Go's caches; keeps the built programs").add_argument(
         "--all", action="store_true", help="drop the built programs too"
     )
+    verb("helm", helm, "run the pinned helm").add_argument("words", nargs=argparse.REMAINDER)
     verb("keep", keep, "own the cluster in the foreground (what `up` runs)")
     arguments = parser.parse_args()
     try:

@@ -18,6 +18,7 @@ ETCD = "v3.7.1"
 KWOK = "v0.8.0"
 CONTAINERD = "v2.3.4"
 TOOLKIT = "v1.20.1"
+HELM = "v4.2.4"
 
 KUBE_MODULE = Path(__file__).parent / "kube"
 KUBE_NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl", "gpu-plugin")
@@ -81,6 +82,11 @@ def kwok() -> Path:
         _go(f"kwok {KWOK}", "2 minutes on 2 cores", command, folder, {"GOBIN": str(folder)})
 
     return _once(f"kwok-{KWOK}", build) / "kwok"
+
+
+def helm() -> Path:
+    """The `helm` binary, which lints and renders the chart."""
+    return _installed("helm", f"helm.sh/helm/v4/cmd/helm@{HELM}") / "helm"
 
 
 def node_tools() -> Path:
