@@ -100,15 +100,7 @@ class EngineField(Resource):
     max_model_len: Annotated[
         int | str | None,
         Field(
-            json_schema_extra=schema_extra(
-                int_or_string=True,
-                cel=[
-                    (
-                        "type(self) == string ? self == 'auto' : self >= 1 && self <= 16777216",
-                        'maxModelLen is a number of tokens from 1, or "auto"',
-                    )
-                ],
-            ),
+            json_schema_extra=schema_extra(int_or_string=True) | {"pattern": "^auto$", "minimum": 1, "maximum": 16777216},
             description='Longest context in tokens (--max-model-len), or "auto": the longest that fits the share.',
         ),
     ] = None
@@ -159,15 +151,23 @@ class EngineField(Resource):
         _TOKEN | None, Field(description="--load-format; sharded_state for a checkpoint saved per rank.")
     ] = None
     extra_args: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=512)], ...],
+        tuple[Annotated[str, Field(min_length=1, max_length=256)], ...],
         Field(
-            max_length=32,
+            max_length=16,
             json_schema_extra=schema_extra(
                 atomic=True,
+                # the common ones at once; every other spelling is refused by name in the status
                 cel=[
                     (
-                        "self.all(a, !a.replace('_', '-').matches('^--(gpu-mem|device-mem|kv-cache-mem|tensor-par|port|host|api-key|trust-remote|config)'))",
-                        "extraArgs may not set what the operator owns (--gpu-memory-utilization, --tensor-parallel-size, --port, ...); use the typed field",
+                        f"!self.exists(a, a.startsWith('{flag}'))",
+                        f"the operator sets {flag}: use {instead} instead",
+                    )
+                    for flag, instead in (
+                        ("--gpu-memory-utilization", "share"),
+                        ("--tensor-parallel-size", "tensorParallelSize"),
+                        ("--kv-cache-memory-bytes", "share"),
+                        ("--port", "the Service of the model"),
+                        ("--api-key", "a gateway in front of the Service"),
                     )
                 ],
             ),
@@ -259,11 +259,13 @@ class ModelField(Resource):
 MODEL_RULES = [
     ("!has(self.tokenSecret) || self.uri.startsWith('hf://')", "tokenSecret is only used with an hf:// uri; remove it"),
     (
-        "!has(self.onOutOfMemory) || !has(self.onOutOfMemory.allow) || !self.onOutOfMemory.allow.exists(r, r == 'GrowShare') || has(self.onOutOfMemory.maxShare)",
+        "!has(self.onOutOfMemory) || !has(self.onOutOfMemory.allow) || has(self.onOutOfMemory.maxShare)"
+        " || !self.onOutOfMemory.allow.exists(r, r == 'GrowShare')",
         "onOutOfMemory.allow has GrowShare: say how far in onOutOfMemory.maxShare",
     ),
     (
-        "!has(self.engine) || !has(self.engine.cudaGraphs) || !has(self.engine.cudaGraphs.enabled) || self.engine.cudaGraphs.enabled || !has(self.engine.cudaGraphs.maxCaptureSize)",
+        "!has(self.engine) || !has(self.engine.cudaGraphs) || !has(self.engine.cudaGraphs.enabled)"
+        " || self.engine.cudaGraphs.enabled || !has(self.engine.cudaGraphs.maxCaptureSize)",
         "engine.cudaGraphs.maxCaptureSize has no effect with enabled: false; remove one of them",
     ),
 ]
@@ -278,7 +280,7 @@ class SpecField(Resource):
         tuple[Annotated[ModelField, Field(json_schema_extra=schema_extra(cel=MODEL_RULES))], ...],
         Field(
             min_length=1,
-            max_length=256,
+            max_length=128,
             json_schema_extra=schema_extra(map_keys=["name"]),
             description="The models; each name once.",
         ),

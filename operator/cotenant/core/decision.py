@@ -21,7 +21,7 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete one pod, this very one: the uid is a precondition."""
+    """Delete one pod (or Service), this very one: the uid is a precondition."""
 
     namespace: str
     name: str
@@ -30,6 +30,8 @@ class Delete:
     message: str = ""
     grace_seconds: int | None = None
     about: tuple[str, str, str] | None = None
+    kind: str = "Pod"
+    """Or `Service`; a Service's uid may be ''."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,16 @@ class Emit:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """One death as it was judged, and the rungs taken for it, for metrics."""
+
+    namespace: str
+    pod: str
+    verdict: str
+    rungs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GPUFigures:
     """One GPU's ledger, for metrics. Bytes."""
 
@@ -90,6 +102,7 @@ class Decision:
     """Unix seconds at which a pass is wanted even if nothing rings: a back-off or a grace ends."""
     idle: tuple[tuple[str, float], ...] = ()
     """(GPU, since when it is held and empty): the next snapshot brings it back."""
+    judged: tuple[Judged, ...] = ()
     gpus: tuple[GPUFigures, ...] = ()
     replicas: tuple[tuple[str, int], ...] = ()
     """(phase, replicas), for metrics."""

@@ -63,7 +63,6 @@ def drift(
     inventory: Inventory,
     policy: Policy,
     recorded: frozenset[str],
-    now: float,
 ) -> Changes:
     """Differences between the plan and the pods. `recorded` are uids of dead pods whose death the status has taken down."""
     by_pod = {replica.pod.uid: replica for replica in replicas if replica.pod}
@@ -78,7 +77,7 @@ def drift(
         leave = (
             _unwanted(pod, demands)
             if replica is None
-            else _differs(pod, replica, places, demands, inventory, policy, recorded, now)
+            else _differs(pod, replica, places, demands, inventory, policy, recorded)
         )
         if leave is not None:
             leaves.append(leave)
@@ -119,7 +118,6 @@ def _differs(
     inventory: Inventory,
     policy: Policy,
     recorded: frozenset[str],
-    now: float,
 ) -> Leave | None:
     here = pod.allocation.node if pod.allocation else pod.node or ""
     machine = inventory.machines.get(here)

@@ -1,15 +1,21 @@
-"""What died and why, the next rung for it, and what starts taught: the memory of a placement's status, brought up to date."""
+"""What died and why, the next rung for it, and what healed: the memory of a placement's status, brought up to date."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from cotenant.core.decision import Emit
-from cotenant.core.demand import Demands
-from cotenant.core.ledger import Account
+from cotenant.core import ladder
+from cotenant.core.decision import Emit, Judged
+from cotenant.core.demand import Demands, Wanted
+from cotenant.core.drift import overdue
+from cotenant.core.evidence import evidence_of
+from cotenant.core.facts import facts_of
+from cotenant.core.oom import judge
 from cotenant.core.planning import Replica
 from cotenant.core.pod import Tuning
-from cotenant.core.snapshot import Allocation, Fault, Learned, Snapshot
+from cotenant.core.remedies import apply, overrides
+from cotenant.core.share import GIB, Percent
+from cotenant.core.snapshot import Fault, Pod, Snapshot
 
 
 @dataclass(frozen=True)
@@ -20,21 +26,84 @@ class Faults:
     """By replica key."""
     by_model: dict[str, tuple[Fault, ...]] = field(default_factory=dict)
     recorded: frozenset[str] = frozenset()
-    """uids of dead pods that the status, as it stands in the cluster, has taken down."""
-    retry_at: dict[str, float] = field(default_factory=dict)
-    learned: dict[str, tuple[Learned, ...]] = field(default_factory=dict)
+    """uids of pods whose end the status, as it stands in the cluster, has taken down: they may go."""
     events: tuple[Emit, ...] = ()
-    wake_at: float | None = None
+    judged: tuple[Judged, ...] = ()
 
-    def apply(self, replica: Replica) -> Replica:
-        """The replica with what its remedies changed."""
-        return replica
+    def applied(self, replica: Replica) -> Replica:
+        """The replica with what its remedies changed for planning."""
+        fault = self.of.get(replica.key)
+        if fault is None:
+            return replica
+        changes = overrides(fault)
+        return replace(
+            replica,
+            share=None if changes.share is None else Percent(changes.share),
+            avoid=changes.avoid,
+            wait_for_free=changes.wait_for_free or 0,
+        )
 
-    def tuning(self, replica: Replica, allocation: Allocation) -> Tuning | None:
+    def tuning(self, replica: Replica) -> Tuning:
         """What its next start runs with beside the spec."""
-        return None
+        changes = overrides(self.of.get(replica.key))
+        bare = Tuning(
+            apply(replica.wanted.model.engine, changes),
+            kv_cache_bytes=changes.kv_cache_bytes,
+            memory=changes.host_memory,
+        )
+        if changes.shared_memory:
+            bare = replace(bare, shm_gib=max(bare.shm_gib, -(-changes.shared_memory // GIB)))
+        return replace(bare, start_timeout=changes.start_timeout) if changes.start_timeout else bare
 
 
-def faults(snapshot: Snapshot, demands: Demands, ledger: dict[str, Account]) -> Faults:
-    """Judges pods that ended, steps their ladders, forgets what healed."""
-    return Faults()
+def faults(snapshot: Snapshot, demands: Demands) -> Faults:
+    """Judges pods that ended or cannot start, steps their ladders, forgets what healed."""
+    of: dict[str, Fault] = {}
+    by_model: dict[str, list[Fault]] = {}
+    recorded: set[str] = set()
+    events: list[Emit] = []
+    judged: list[Judged] = []
+    pods = {(pod.namespace, pod.name, pod.owner_uid): pod for pod in snapshot.pods}
+    for wanted in demands.wanted:
+        before = {fault.index: fault for fault in wanted.placement.status.faults if fault.model == wanted.model.name}
+        for index in range(wanted.model.replicas):
+            pod = pods.get((wanted.placement.namespace, wanted.pod_name(index), wanted.placement.uid))
+            fault = before.get(index)
+            if fault is not None and pod is not None and fault.uid == pod.uid:
+                recorded.add(pod.uid)
+            after = _after(snapshot, wanted, pod, fault, recorded, events, judged)
+            if after is not None:
+                of[f"{wanted.key}/{index}"] = after
+                by_model.setdefault(wanted.key, []).append(after)
+    return Faults(
+        of, {key: tuple(found) for key, found in by_model.items()}, frozenset(recorded), tuple(events), tuple(judged)
+    )
+
+
+def _after(
+    snapshot: Snapshot,
+    wanted: Wanted,
+    pod: Pod | None,
+    fault: Fault | None,
+    recorded: set[str],
+    events: list[Emit],
+    judged: list[Judged],
+) -> Fault | None:
+    placement = wanted.placement
+    if pod is None or pod.uid in recorded:
+        return ladder.heal(fault, placement.generation, None, snapshot.now)
+    late = overdue(pod, snapshot.policy, snapshot.now)
+    dead = pod.ended is not None and pod.ended.log is not None
+    if not dead and not late:
+        return ladder.heal(fault, placement.generation, pod.ready_since if pod.ready else None, snapshot.now)
+    verdict = judge(evidence_of(snapshot, pod, timed_out=bool(late) and not pod.blocked))
+    step = ladder.next_step(
+        fault, verdict, wanted.model, facts_of(snapshot, placement, wanted.model, pod), snapshot.now
+    )
+    if step.fault is None or step.fault == fault:
+        recorded.add(pod.uid)  # nothing to take down: it was stopped on purpose
+        return fault
+    about = (placement.namespace, placement.name, placement.uid)
+    events.append(Emit(*about, "Warning", step.fault.reason, f"{pod.name}: {step.message}"))
+    judged.append(Judged(placement.namespace, pod.name, str(verdict.kind), tuple(str(rung) for rung in step.rungs)))
+    return replace(step.fault, uid=pod.uid)

@@ -26,6 +26,8 @@ class Replica:
     """Learned; None = the default."""
     avoid: tuple[str, ...] = ()
     """GPUs it failed on."""
+    wait_for_free: int = 0
+    """Bytes that must be free on each GPU before its next start."""
 
     @property
     def key(self) -> str:

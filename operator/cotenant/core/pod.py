@@ -69,6 +69,8 @@ class Tuning:
     shm_gib: int = _SHM_GIB
     memory: int | None = None
     """Bytes of host memory, where a remedy asks for more than the spec."""
+    start_timeout: float | None = None
+    """Seconds, where a remedy gives a start more time than the operator's setting."""
 
 
 def owner(wanted: Wanted) -> list[Manifest]:
@@ -157,7 +159,7 @@ def engine_pod(
         },
         "volumeMounts": mounts,
         # vLLM answers /health only once it can serve; a hung engine answers no more
-        "startupProbe": _probe(period=2, failures=max(1, int(policy.start_timeout // 2))),
+        "startupProbe": _probe(period=2, failures=max(1, int((tuning.start_timeout or policy.start_timeout) // 2))),
         "readinessProbe": _probe(period=5, failures=3),
         "livenessProbe": _probe(period=10, failures=12),
         # a SIGTERM while vLLM loads is swallowed; a second one a second later is not (vLLM 0.32, seen 4 of 4)

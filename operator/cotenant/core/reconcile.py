@@ -12,7 +12,7 @@ from cotenant.core.faults import Faults, faults
 from cotenant.core.inventory import Inventory, Machine, inventory
 from cotenant.core.ledger import Account, accounts
 from cotenant.core.names import ENGINE_CONTAINER
-from cotenant.core.planning import Assigned, NoPlace, Replica, ShareOf, assign, per_node_share
+from cotenant.core.planning import Assigned, NoPlace, Replica, assign, per_node_share
 from cotenant.core.pod import engine_pod, service, service_hash
 from cotenant.core.rollout import Admitted, admit
 from cotenant.core.share import Auto, Share
@@ -35,31 +35,42 @@ def reconcile(snapshot: Snapshot) -> Decision:
     machines = inventory(snapshot.nodes, snapshot.gpu_nodes, snapshot.policy, snapshot.now)
     ledger = accounts(machines.devices, snapshot.pods)
     binding = Pinned(snapshot, machines)
-    troubles = faults(snapshot, demands, ledger)
+    troubles = faults(snapshot, demands)
     replicas = _replicas(snapshot, demands, troubles)
     orphans = _orphans(snapshot, demands)
     assignment = assign(
-        replicas, machines, ledger, binding.unusable, binding.cost, snapshot.policy, _share_of(troubles), orphans
+        [replica for replica in replicas if not _given_up(replica, troubles)],
+        machines,
+        ledger,
+        binding.unusable,
+        binding.cost,
+        snapshot.policy,
+        share_of,
+        orphans,
     )
     places = assignment.places
-    changes = drift(
-        replicas, places, snapshot.pods, demands, machines, snapshot.policy, troubles.recorded, snapshot.now
+    changes = drift(replicas, places, snapshot.pods, demands, machines, snapshot.policy, troubles.recorded)
+    admitted = admit(
+        changes,
+        replicas,
+        snapshot.pods,
+        ledger,
+        binding.pending,
+        {key: fault.retry_at for key, fault in troubles.of.items()},
+        snapshot.now,
     )
-    admitted = admit(changes, replicas, snapshot.pods, ledger, binding.pending, troubles.retry_at, snapshot.now)
     planned = [place.allocation for place in places.values() if isinstance(place, Assigned)]
     reservations = binding.reservations(planned, ledger, snapshot.now)
     issues = _issues(demands, machines, replicas, places)
     states = _states(snapshot, demands, replicas, places, admitted, troubles, issues)
-    statuses, events = _statuses(snapshot, demands, states, issues, ledger, binding)
+    statuses, events = _statuses(snapshot, states, issues, ledger, binding)
     creates, deletes = _changes(snapshot, admitted, binding, troubles)
     phases: dict[str, int] = {}
     for models in states.values():
         for model in models:
             for state in model.replicas:
                 phases[state.phase] = phases.get(state.phase, 0) + 1
-    wakes = [
-        at for at in (machines.wake_at, admitted.wake_at, reservations.wake_at, troubles.wake_at) if at is not None
-    ]
+    wakes = [at for at in (machines.wake_at, admitted.wake_at, reservations.wake_at) if at is not None]
     return Decision(
         creates=(*reservations.creates, *creates),
         deletes=(*deletes, *reservations.deletes),
@@ -68,6 +79,7 @@ def reconcile(snapshot: Snapshot) -> Decision:
         events=(*troubles.events, *events),
         wake_at=min(wakes, default=None),
         idle=reservations.idle,
+        judged=troubles.judged,
         gpus=tuple(_figures(account) for account in ledger.values()),
         replicas=tuple(sorted(phases.items())),
         waiting=sum(wait.reason == "TurnAtGPU" for wait in admitted.waits.values()),
@@ -80,7 +92,7 @@ def _replicas(snapshot: Snapshot, demands: Demands, troubles: Faults) -> list[Re
     for wanted in demands.wanted:
         for index in range(wanted.model.replicas):
             pod = pods.get((wanted.placement.namespace, wanted.pod_name(index), wanted.placement.uid))
-            out.append(troubles.apply(Replica(wanted, index, pod)))
+            out.append(troubles.applied(Replica(wanted, index, pod)))
     return out
 
 
@@ -93,17 +105,21 @@ def _orphans(snapshot: Snapshot, demands: Demands) -> tuple[Pod, ...]:
     )
 
 
-def _share_of(troubles: Faults) -> ShareOf:
-    def share_of(replica: Replica, machine: Machine) -> Share | NoPlace:
-        share = replica.share or per_node_share(replica.wanted.model, machine)
-        if isinstance(share, Auto):
-            return NoPlace(
-                "EstimateUnavailable",
-                "share: auto needs the model's config, which is not known; write a percentage or a quantity",
-            )
-        return share
+def _given_up(replica: Replica, troubles: Faults) -> bool:
+    """A replica left `Failed` keeps no GPU from others; one that runs after all is planned as ever."""
+    fault = troubles.of.get(replica.key)
+    return fault is not None and fault.failed and (replica.pod is None or not replica.pod.is_alive)
 
-    return share_of
+
+def share_of(replica: Replica, machine: Machine) -> Share | NoPlace:
+    """What a replica asks for on one machine."""
+    share = replica.share or per_node_share(replica.wanted.model, machine)
+    if isinstance(share, Auto):
+        return NoPlace(
+            "EstimateUnavailable",
+            "share: auto needs the model's config, which is not known; write a percentage or a quantity",
+        )
+    return share
 
 
 def _issues(
@@ -195,7 +211,6 @@ def _states(
                 wanted,
                 tuple(by_model.get(wanted.key, ())),
                 troubles.by_model.get(wanted.key, ()),
-                troubles.learned.get(wanted.key, ()),
             )
         )
     return out
@@ -203,7 +218,6 @@ def _states(
 
 def _statuses(
     snapshot: Snapshot,
-    demands: Demands,
     states: dict[str, list[ModelState]],
     issues: dict[str, tuple[Issue, ...]],
     ledger: dict[str, Account],
@@ -305,7 +319,7 @@ def _changes(
             allocation,
             snapshot.policy,
             binding.injection(allocation, ENGINE_CONTAINER),
-            troubles.tuning(start.replica, allocation),
+            troubles.tuning(start.replica),
             start.suffix,
         )
         message = f"{wanted.model.name}-{start.replica.index} starts on {allocation.node} {', '.join(allocation.gpus)} with {allocation.utilization}"

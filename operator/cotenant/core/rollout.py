@@ -93,9 +93,11 @@ def _leave_order(leave: Leave) -> tuple[int, str, str]:
     return (list(Pace).index(leave.pace), leave.pod.namespace, leave.pod.name)
 
 
-def _start_order(start: Start) -> tuple[int, float, str, int]:
+def _start_order(start: Start) -> tuple[int, float, str, int, str, int]:
     wanted = start.replica.wanted
-    return (-wanted.model.priority, wanted.placement.created, wanted.key, start.replica.index)
+    placement = wanted.placement
+    owner = f"{placement.namespace}/{placement.name}"
+    return (-wanted.model.priority, placement.created, owner, wanted.position, wanted.key, start.replica.index)
 
 
 class _Budget:
@@ -153,7 +155,7 @@ def _why_wait(
         return NoPlace("TurnAtGPU", f"waits for its turn: {starter} is starting on the same GPU", waiting=True)
     if leaver := turns.leaver(allocation):
         return NoPlace("TurnAtGPU", f"waits for its turn: {leaver} is leaving the same GPU", waiting=True)
-    needed = allocation.bytes + context(start.replica.wanted.model.tensor_parallel)
+    needed = max(allocation.bytes + context(start.replica.wanted.model.tensor_parallel), start.replica.wait_for_free)
     for uuid in allocation.gpus:
         account = ledger[uuid]
         free = account.free_now()

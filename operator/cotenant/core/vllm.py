@@ -141,11 +141,12 @@ def command(
         arguments.append(f"--kv-cache-memory-bytes={sizing.kv_cache_bytes}")
     arguments += [
         f"--served-model-name={served_name}",
-        f"--tensor-parallel-size={tensor_parallel}",
+        # values of ours cannot look like flags: two words, as people write and grep them
+        *("--tensor-parallel-size", str(tensor_parallel)),
         # beside a pinned KV cache too: the start-up check of free memory reads only this one
-        f"--gpu-memory-utilization={utilization}",
-        "--host=0.0.0.0",
-        f"--port={port}",
+        *("--gpu-memory-utilization", utilization),
+        *("--host", "0.0.0.0"),
+        *("--port", str(port)),
     ]
     return (*arguments, *engine.extra_args)
 
