@@ -214,6 +214,7 @@ DEATHS: tuple[Death, ...] = (
         RUN,
         (
             ("EngineCore encountered a fatal error",),
+            ("engine core exited unexpectedly",),
             ("Engine core proc", "died unexpectedly"),
             ("EngineCore encountered an issue",),
             ("EngineDeadError",),
