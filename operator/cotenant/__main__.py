@@ -1,0 +1,75 @@
+"""`cotenant` (and `kubectl cotenant`): which program to run. Each is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+
+from cotenant.errors import CotenantError
+
+PROGRAMS = {
+    "controller": ("cotenant.controller.main", "decides and acts for every ModelPlacement of the cluster"),
+    "agent": ("cotenant.agent.main", "reports the GPUs of the node it runs on"),
+    "plan": ("cotenant.cli.plan", "what would be placed where, and why not"),
+    "render": ("cotenant.cli.render", "the pods and Services a ModelPlacement becomes"),
+    "explain": ("cotenant.cli.explain", "why a model is where it is, or nowhere"),
+    "map": ("cotenant.cli.map", "which model sits on which GPU with which share"),
+    "snapshot": ("cotenant.cli.snapshot", "save what a decision is made from, to plan or report a bug with"),
+    "pack": ("cotenant.cli.pack", "pack a list of models onto a list of GPUs, without a cluster"),
+    "estimate": ("cotenant.cli.estimate", "what a model needs of a GPU"),
+    "crds": ("cotenant.cli.crds", "write the CustomResourceDefinitions, or check the committed ones"),
+    "preflight": ("cotenant.cli.preflight", "list the GPUs this container sees (runs inside preflight pods)"),
+}
+
+
+def usage() -> str:
+    """What --help says."""
+    lines = [f"  {name:<12}{what}" for name, (_, what) in PROGRAMS.items()]
+    return "\n".join(
+        [
+            "usage: cotenant COMMAND [OPTIONS]     (or: kubectl cotenant ...)",
+            "",
+            "Several LLMs on one NVIDIA GPU.",
+            "",
+            "commands:",
+            *lines,
+            "  version     print the version",
+            "",
+            "`cotenant COMMAND --help` says more of each.",
+        ]
+    )
+
+
+def run(argv: list[str]) -> int:
+    """Run what was asked for; its exit status."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else 2
+    name, rest = argv[0], argv[1:]
+    if name in ("version", "--version"):
+        print(f"cotenant {importlib.metadata.version('cotenant')}")
+        return 0
+    if name not in PROGRAMS:
+        print(f'cotenant: there is no command "{name}"; see `cotenant --help`', file=sys.stderr)
+        return 2
+    return int(importlib.import_module(PROGRAMS[name][0]).main(rest))
+
+
+def main() -> None:
+    """The console script: errors are one sentence, never a traceback."""
+    try:
+        status = run(sys.argv[1:])
+    except CotenantError as e:
+        print(f"cotenant: {e}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:  # `cotenant ... | head`
+        sys.stderr.close()
+        status = 0
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

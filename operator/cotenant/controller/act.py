@@ -1,0 +1,292 @@
+"""Carries out a Decision and decides nothing: deletes and creates now, then Services, statuses and events beside.
+
+Every answer enters the cache at once. Every failure is its own: logged, counted, and tried again by a later pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from cotenant import metrics
+from cotenant.controller.cache import Cache, Key
+from cotenant.controller.events import Events
+from cotenant.controller.outbox import Letter, Outbox
+from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES
+from cotenant.core.decision import Apply, Create, Decision, Delete, Emit, WriteStatus
+from cotenant.core.names import API_VERSION, MANAGED_BY, MANAGED_BY_LABEL, STATUS_MANAGER
+from cotenant.core.snapshot import Manifest, Pod, Snapshot
+from cotenant.errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
+from cotenant.kube import Kube
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds until a refused create is tried again: first, and at most. A changed manifest is tried at once."""
+
+
+@dataclass(slots=True)
+class Refusal:
+    """A create the API server refused."""
+
+    manifest: str
+    message: str
+    pause: float
+    until: float
+    """time.monotonic() before which the same is not asked again."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of the part of a decision that a pass waits for."""
+
+    failed: int = 0
+    retry_in: float | None = None
+    """Seconds until a refused create may be tried again."""
+    problems: list[str] = field(default_factory=list)
+
+
+class Act:
+    """Carries out decisions, one at a time."""
+
+    def __init__(
+        self, kube: Kube, cache: Cache, concurrency: int, identity: str, ring: Callable[[float], None]
+    ) -> None:
+        self._kube = kube
+        self._cache = cache
+        self._ring = ring
+        self._slots = asyncio.Semaphore(concurrency)
+        self._events = Events(kube, identity)
+        self._refused: dict[Key, Refusal] = {}
+        self.outbox = Outbox(concurrency)
+
+    async def carry_out(self, decision: Decision, seen: Snapshot) -> Outcome:
+        """Do what must be done before the next pass; what may wait is left in the outbox."""
+        outcome = Outcome()
+        creates = [create for create in decision.creates if not self._must_wait(create)]
+        self._tidy_refusals(decision)
+        first = _before_cleanup(decision, seen)
+        await self.outbox.urgent(True)
+        try:
+            await asyncio.gather(*(self._now(outcome, self._write_status, status) for status in first))
+            await asyncio.gather(
+                *(self._now(outcome, self._delete, delete) for delete in decision.deletes),
+                *(self._now(outcome, self._create, create) for create in creates),
+            )
+        finally:
+            await self.outbox.urgent(False)
+        await self.outbox.replace(self._letters(decision, {(s.namespace, s.name) for s in first}, seen))
+        self._show_refusals(decision)
+        waits = [r.until - time.monotonic() for r in self._refused.values()]
+        outcome.retry_in = max(0.05, min(waits)) if waits and decision.creates else None
+        return outcome
+
+    async def _now(self, outcome: Outcome, do: Callable[..., Awaitable[None]], what: object) -> None:
+        async with self._slots:
+            try:
+                await do(what)
+            except ClusterError as e:
+                outcome.failed += 1
+                outcome.problems.append(str(e))
+                log.warning("%s", e)
+
+    # ------------------------------------------------------------------------------------------------------- the pods
+    async def _create(self, create: Create) -> None:
+        metadata = create.manifest["metadata"]
+        key = (metadata["namespace"], metadata["name"])
+        try:
+            body = await self._kube.create(create.manifest)
+        except AlreadyExists:
+            await self._reread(key, create)
+            return
+        except (Refused, NotFound) as e:
+            self._refuse(key, create.manifest, str(e))
+            return
+        self._accepted(key)
+        self._cache.put(PODS, body)
+        _count("create", "Pod", "ok")
+        metrics.REASONS.labels("create", create.reason).inc()
+        log.info("created pod %s/%s: %s %s", *key, create.reason, create.message)
+        await self._announce(create)
+
+    async def _reread(self, key: Key, create: Create) -> None:
+        """A pod of that name is there: ours from before is news, a stranger's is a refusal."""
+        _count("create", "Pod", "exists")
+        try:
+            body = await self._kube.get("v1", "Pod", key[1], key[0])
+        except NotFound:
+            self._ring(0.0)
+            return
+        if (body["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY:
+            self._accepted(key)
+            if self._cache.put(PODS, body):
+                self._ring(0.0)
+            return
+        text = f"a pod {key[0]}/{key[1]} that is not Cotenant's is in the way; delete it, or name the model otherwise"
+        self._refuse(key, create.manifest, text)
+
+    async def _delete(self, delete: Delete) -> None:
+        key = (delete.namespace, delete.name)
+        source = PODS if delete.kind == "Pod" else SERVICES
+        try:
+            answer = await self._kube.delete(
+                "v1", delete.kind, delete.name, delete.namespace, delete.uid or None, delete.grace_seconds
+            )
+        except (NotFound, Conflict):
+            self._cache.forget(source, key, delete.uid or self._cache.uid(source, key) or "")
+            _count("delete", delete.kind, "gone")
+            return
+        if _is_gone(answer):
+            self._cache.forget(source, key, delete.uid or self._cache.uid(source, key) or "")
+        else:
+            self._cache.put(source, answer)
+        _count("delete", delete.kind, "ok")
+        metrics.REASONS.labels("delete", delete.reason).inc()
+        log.info("deleted %s %s/%s: %s %s", delete.kind.lower(), *key, delete.reason, delete.message)
+        await self._announce(delete)
+
+    async def _announce(self, change: Create | Delete) -> None:
+        """Tell the placement's owner what was done, where the core gave words for it."""
+        if change.about is None or not change.message:
+            return
+        namespace, name, uid = change.about
+        event = Emit(namespace, name, uid, "Normal", change.reason, change.message)
+        if letter := self._event_letter(event):
+            await self.outbox.add(letter)
+
+    # ---------------------------------------------------------------------------------------------------- refusals
+    def _must_wait(self, create: Create) -> bool:
+        metadata = create.manifest["metadata"]
+        refusal = self._refused.get((metadata["namespace"], metadata["name"]))
+        return refusal is not None and time.monotonic() < refusal.until and refusal.manifest == _text(create.manifest)
+
+    def _refuse(self, key: Key, manifest: Manifest, message: str) -> None:
+        before = self._refused.get(key)
+        pause = min(LONGEST_PAUSE, before.pause * 2) if before and before.manifest == _text(manifest) else FIRST_PAUSE
+        self._refused[key] = Refusal(_text(manifest), message, pause, time.monotonic() + pause)
+        _count("create", "Pod", "refused")
+        log.warning("refused: %s; again in %.0f s", message, pause)
+
+    def _accepted(self, key: Key) -> None:
+        self._refused.pop(key, None)
+
+    def _tidy_refusals(self, decision: Decision) -> None:
+        """Forget what is wanted no longer, once its pause is long over."""
+        wanted = {(c.manifest["metadata"]["namespace"], c.manifest["metadata"]["name"]) for c in decision.creates}
+        now = time.monotonic()
+        self._refused = {k: r for k, r in self._refused.items() if k in wanted or r.until + LONGEST_PAUSE > now}
+
+    def _show_refusals(self, decision: Decision) -> None:
+        """Put them where the next pass sees them; ring when that is news."""
+        wanted = {(c.manifest["metadata"]["namespace"], c.manifest["metadata"]["name"]) for c in decision.creates}
+        shown = {key: r.message for key, r in self._refused.items() if key in wanted or key in self._cache.refusals}
+        if shown != self._cache.refusals:
+            self._cache.refusals = shown
+            self._ring(0.0)
+
+    # ---------------------------------------------------------------------------------------------- what may wait
+    def _letters(self, decision: Decision, written: set[Key], seen: Snapshot) -> list[Letter]:
+        letters = [
+            Letter(
+                ("service", a.manifest["metadata"]["namespace"], a.manifest["metadata"]["name"]),
+                a,
+                self._later(self._apply),
+            )
+            for a in decision.applies
+        ]
+        taught = _start_logs(seen)
+        for status in decision.statuses:
+            key = (status.namespace, status.name)
+            if key not in written:
+                send = self._later(self._write_status, taught.get(key, ()))
+                letters.append(Letter(("status", *key), status, send))
+        letters += [letter for event in decision.events if (letter := self._event_letter(event))]
+        silent = {k: pods for k, pods in taught.items() if k not in {(s.namespace, s.name) for s in decision.statuses}}
+        for pods in silent.values():
+            self._cache.learned_from(pods)  # it taught nothing new
+        return letters
+
+    def _event_letter(self, event: Emit) -> Letter | None:
+        if not self._events.is_news(event):
+            return None
+        return Letter(("event", event), event, self._later(self._events.write), lasting=True)
+
+    def _later(
+        self, do: Callable[..., Awaitable[None]], learned: tuple[Pod, ...] = ()
+    ) -> Callable[..., Awaitable[None]]:
+        async def send(what: object) -> None:
+            try:
+                await do(what)
+                self._cache.learned_from(learned)
+            except ClusterError as e:
+                log.warning("%s", e)
+                self._ring(1.0)
+            except Exception:
+                log.exception("carrying out %s", what)
+                self._ring(5.0)
+
+        return send
+
+    async def _apply(self, apply: Apply) -> None:
+        body = await self._kube.apply(apply.manifest)
+        _count("apply", apply.manifest["kind"], "ok")
+        if apply.manifest["kind"] == "Service" and self._cache.put(SERVICES, body):
+            self._ring(0.0)
+
+    async def _write_status(self, status: WriteStatus) -> None:
+        metadata = {"namespace": status.namespace, "name": status.name}
+        if uid := self._cache.uid(PLACEMENTS, (status.namespace, status.name)):
+            metadata["uid"] = uid  # never onto another placement of the same name
+        manifest = {"apiVersion": API_VERSION, "kind": "ModelPlacement", "metadata": metadata, "status": status.status}
+        try:
+            body = await self._kube.apply_status(manifest, STATUS_MANAGER)
+        except (NotFound, Conflict):
+            _count("status", "ModelPlacement", "gone")
+            return
+        _count("status", "ModelPlacement", "ok")
+        if self._cache.put(PLACEMENTS, body):
+            self._ring(0.0)
+
+    async def stop(self) -> None:
+        """End what is under way beside."""
+        await self.outbox.stop()
+
+
+def _before_cleanup(decision: Decision, seen: Snapshot) -> list[WriteStatus]:
+    """The statuses that remember why a pod ended which is about to be deleted: the pod is the only other witness."""
+    if not decision.deletes:
+        return []
+    ended = {pod.uid for pod in seen.pods if pod.ended is not None}
+    owners = {(d.about[0], d.about[1]) for d in decision.deletes if d.about and d.uid in ended}
+    return [status for status in decision.statuses if (status.namespace, status.name) in owners]
+
+
+def _start_logs(seen: Snapshot) -> dict[Key, tuple[Pod, ...]]:
+    """The pods whose start log this pass read, by placement."""
+    found: dict[Key, tuple[Pod, ...]] = {}
+    for pod in seen.pods:
+        if pod.start_log:
+            key = (pod.namespace, pod.placement)
+            found[key] = (*found.get(key, ()), pod)
+    return found
+
+
+def _is_gone(answer: Manifest) -> bool:
+    """Whether the answer to a delete means that the object is no more, or that it only began to leave."""
+    if answer.get("kind") == "Status":
+        return True
+    metadata = answer.get("metadata") or {}
+    waits = metadata.get("deletionGracePeriodSeconds") or metadata.get("finalizers")
+    return "deletionTimestamp" not in metadata or not waits
+
+
+def _text(manifest: Manifest) -> str:
+    return json.dumps(manifest, sort_keys=True)
+
+
+def _count(verb: str, kind: str, result: str) -> None:
+    metrics.WRITES.labels(verb, kind, result).inc()
