@@ -379,3 +379,13 @@ def test_whatever_is_in_a_log_gives_one_verdict(given_evidence: Evidence) -> Non
 def test_the_order_of_the_gpus_does_not_matter(given_evidence: Evidence) -> None:
     turned = replace(given_evidence, gpus=given_evidence.gpus[::-1])
     assert judge(turned) == judge(given_evidence)
+
+
+def test_the_documented_table_is_the_codes_own() -> None:
+    """If this fails: uv run python tests/core/write_fault_table.py"""
+    from tests.core.write_fault_table import BEGIN, END, PAGE, fault_table
+
+    page = PAGE.read_text(encoding="utf-8")
+
+    assert page.split(BEGIN)[1].split(END)[0] == f"\n{fault_table()}"
+    assert all(f"`{kind}`" in page for kind in Kind if kind is not Kind.STOPPED)

@@ -57,7 +57,7 @@ class Verdict:
     numbers: Numbers = field(default_factory=Numbers)
 
 
-_BLOCKED = {
+BLOCKED: dict[str, Kind] = {
     "ImagePullBackOff": Kind.IMAGE_MISSING,
     "ErrImagePull": Kind.IMAGE_MISSING,
     "ErrImageNeverPull": Kind.IMAGE_MISSING,
@@ -98,7 +98,7 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict(
             Kind.HOST_OUT_OF_MEMORY, f"the container reached its host memory limit{memory} and was killed", phase=phase
         )
-    if evidence.exit_code is None or evidence.reason in _BLOCKED:
+    if evidence.exit_code is None or evidence.reason in BLOCKED:
         return _never_ran(evidence)
     reached = progress(log)
     for death in DEATHS:
@@ -196,7 +196,7 @@ def _last_words(log: str) -> str:
 def _never_ran(evidence: Evidence) -> Verdict:
     words = clean(evidence.blocked or evidence.message)[:700].strip()
     reason = evidence.blocked_reason or evidence.reason
-    kind = _BLOCKED.get(reason, Kind.UNKNOWN)
+    kind = BLOCKED.get(reason, Kind.UNKNOWN)
     if any(word in words for word in _DEVICE_REFUSED):
         kind = Kind.NO_DEVICE
     elif kind is Kind.VOLUME_MISSING and "secret" in words:
