@@ -1,0 +1,46 @@
+"""Renders the chart with the pinned helm."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster import build
+
+CHART = Path(__file__).parents[2] / "charts" / "cotenant"
+
+Object = dict[str, Any]
+
+
+class HelmError(Exception):
+    """helm said no; the text is what it said."""
+
+
+def helm(*words: str, values: Object | None = None) -> str:
+    """What helm prints; HelmError if it fails. Values are given as JSON, which is YAML."""
+    env = {**os.environ, **{f"HELM_{name}_HOME": str(build.cache() / "helm") for name in ("CACHE", "CONFIG", "DATA")}}
+    command = [str(build.helm()), *words]
+    if values is not None:
+        command += ["--values", "-"]
+    done = subprocess.run(command, env=env, input=json.dumps(values or {}), capture_output=True, text=True)
+    if done.returncode:
+        raise HelmError(done.stderr.strip())
+    return done.stdout
+
+
+def render(values: Object | None = None, *words: str) -> list[Object]:
+    """The objects of the chart with these values."""
+    text = helm("template", "cotenant", str(CHART), *words, values=values or {})
+    return [item for item in yaml.safe_load_all(text) if item]
+
+
+def one(objects: list[Object], kind: str, name: str) -> Object:
+    """The object of this kind and name."""
+    found = [item for item in objects if item["kind"] == kind and item["metadata"]["name"] == name]
+    assert len(found) == 1, f"{len(found)} objects {kind}/{name}"
+    return found[0]
