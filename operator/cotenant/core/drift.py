@@ -7,8 +7,9 @@ from enum import StrEnum
 
 from cotenant.core.demand import Demands
 from cotenant.core.inventory import Inventory
+from cotenant.core.memo import Memo
 from cotenant.core.planning import Assigned, NoPlace, Replica
-from cotenant.core.pod import HASH_VERSION, wish_hash
+from cotenant.core.pod import HASH_VERSION, allocated_hash, model_wish
 from cotenant.core.snapshot import Allocation, Pod, Policy
 
 BLOCKED_GRACE = 120.0
@@ -63,6 +64,7 @@ def drift(
     inventory: Inventory,
     policy: Policy,
     recorded: frozenset[str],
+    memo: Memo,
 ) -> Changes:
     """Differences between the plan and the pods. `recorded` are uids of dead pods whose death the status has taken down."""
     by_pod = {replica.pod.uid: replica for replica in replicas if replica.pod}
@@ -77,7 +79,7 @@ def drift(
         leave = (
             _unwanted(pod, demands)
             if replica is None
-            else _differs(pod, replica, places, demands, inventory, policy, recorded)
+            else _differs(pod, replica, places, demands, inventory, policy, recorded, memo)
         )
         if leave is not None:
             leaves.append(leave)
@@ -118,6 +120,7 @@ def _differs(
     inventory: Inventory,
     policy: Policy,
     recorded: frozenset[str],
+    memo: Memo,
 ) -> Leave | None:
     here = pod.allocation.node if pod.allocation else pod.node or ""
     machine = inventory.machines.get(here)
@@ -138,10 +141,10 @@ def _differs(
         return Leave(pod, place.reason, place.message, _pace(pod, Pace.QUIET), replica=replica)
     if place is None:
         return None
-    return _changed(pod, replica, place.allocation, policy)
+    return _changed(pod, replica, place.allocation, policy, memo)
 
 
-def _changed(pod: Pod, replica: Replica, allocation: Allocation, policy: Policy) -> Leave | None:
+def _changed(pod: Pod, replica: Replica, allocation: Allocation, policy: Policy, memo: Memo) -> Leave | None:
     before = pod.allocation
     pace = _pace(pod, Pace.BUDGET)
     if before is None:
@@ -155,7 +158,11 @@ def _changed(pod: Pod, replica: Replica, allocation: Allocation, policy: Policy)
     if pod.args and flag != before.utilization:
         message = f"it runs with --gpu-memory-utilization {flag}, promised were {before.utilization}"
         return Leave(pod, "FlagDiffers", message, pace, replica=replica)
-    if pod.hash.split("-")[0] == HASH_VERSION and pod.hash != wish_hash(replica.wanted, allocation, policy):
+    if pod.hash.split("-")[0] != HASH_VERSION:
+        return None  # made by another version of the operator: left alone, or an upgrade would restart everybody
+    model = replica.wanted.model
+    wish = memo.of("wish", (model, policy), (), lambda: model_wish(model, policy))
+    if pod.hash != memo.of("hash", (model, policy, allocation), (), lambda: allocated_hash(wish, allocation)):
         return Leave(pod, "SpecChanged", "its spec has changed", pace, replica=replica)
     return None
 

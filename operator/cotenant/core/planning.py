@@ -311,7 +311,8 @@ def _assigned(
     )
     before = replica.pod.allocation if replica.pod else None
     if before and (before.node, sorted(before.gpus)) == (allocation.node, sorted(allocation.gpus)):
-        return Assigned(replace(allocation, gpus=before.gpus))
+        kept = replace(allocation, gpus=before.gpus)
+        return Assigned(before if before == kept else kept)
     return Assigned(allocation, before)
 
 

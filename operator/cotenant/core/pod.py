@@ -25,7 +25,7 @@ from cotenant.core.names import (
     REPLICA_LABEL,
     ROLE_LABEL,
 )
-from cotenant.core.snapshot import Allocation, EngineImage, Manifest, Policy
+from cotenant.core.snapshot import Allocation, EngineImage, Manifest, Model, Policy
 
 HASH_VERSION = "v1"
 _USER = 65534
@@ -39,7 +39,11 @@ def engine_image(name: str, policy: Policy) -> EngineImage:
 
 def wish_hash(wanted: Wanted, allocation: Allocation, policy: Policy) -> str:
     """`v1-<16 hex>` of everything that only a restart can change."""
-    model = wanted.model
+    return allocated_hash(model_wish(wanted.model, policy), allocation)
+
+
+def model_wish(model: Model, policy: Policy) -> str:
+    """The model's part of the wish, as canonical text."""
     wish = {
         "uri": model.uri,
         "served": model.served_name,
@@ -48,14 +52,16 @@ def wish_hash(wanted: Wanted, allocation: Allocation, policy: Policy) -> str:
         "cpu": model.cpu,
         "memory": model.memory,
         "token": model.token_secret,
-        "node": allocation.node,
-        "gpus": allocation.gpus,
-        "utilization": allocation.utilization,
         "image": engine_image(model.engine.name, policy).image,
         "injection": policy.injection,
     }
-    text = json.dumps(wish, sort_keys=True, separators=(",", ":"))
-    return f"{HASH_VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return json.dumps(wish, sort_keys=True, separators=(",", ":"))
+
+
+def allocated_hash(wish: str, allocation: Allocation) -> str:
+    """The wish and the place together."""
+    place = f"{allocation.node} {' '.join(allocation.gpus)} {allocation.utilization}"
+    return f"{HASH_VERSION}-{hashlib.sha256(f'{wish}|{place}'.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,165 @@
+"""What every placement is told: the state of its replicas, its conditions, and events for what is new."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cotenant.core.binding import Binding
+from cotenant.core.decision import Emit, WriteStatus
+from cotenant.core.demand import Demands, Issue
+from cotenant.core.faults import Faults
+from cotenant.core.ledger import Account
+from cotenant.core.memo import Memo
+from cotenant.core.planning import Assigned, NoPlace, Replica
+from cotenant.core.rollout import Admitted
+from cotenant.core.share import gib
+from cotenant.core.snapshot import Placement, Snapshot
+from cotenant.core.status import (
+    READY,
+    UNPLACED,
+    ModelState,
+    Notice,
+    ReplicaState,
+    canonical,
+    placement_status,
+    replica_state,
+)
+
+
+def states(
+    snapshot: Snapshot,
+    demands: Demands,
+    replicas: list[Replica],
+    places: dict[str, Assigned | NoPlace],
+    admitted: Admitted,
+    troubles: Faults,
+    issues: dict[str, tuple[Issue, ...]],
+) -> dict[str, list[ModelState]]:
+    """What is said of every model, by `namespace/placement`."""
+    refusals = {(namespace, name): message for namespace, name, message in snapshot.refusals}
+    started = {start.replica.key: start for start in admitted.starts}
+    by_model: dict[str, list[ReplicaState]] = {}
+    for replica in replicas:
+        wanted = replica.wanted
+        fault = troubles.of.get(replica.key)
+        refusal = refusals.get((wanted.placement.namespace, wanted.pod_name(replica.index)), "")
+        state = replica_state(replica, places.get(replica.key), admitted.waits.get(replica.key), fault, refusal)
+        if replica.key in started:
+            state = replace(
+                state,
+                phase="Starting",
+                pod=wanted.pod_name(replica.index),
+                reason="Starting",
+                message="its pod is being created",
+            )
+        elif wanted.key in demands.blocked and replica.pod is None:
+            owner = f"{wanted.placement.namespace}/{wanted.placement.name}"
+            blame = next((issue for issue in issues.get(owner, ()) if issue.path.startswith(wanted.path)), None)
+            if blame:
+                state = ReplicaState(replica.index, UNPLACED, reason=blame.reason, message=blame.message, settles=False)
+        by_model.setdefault(wanted.key, []).append(state)
+    out: dict[str, list[ModelState]] = {}
+    for wanted in demands.wanted:
+        owner = f"{wanted.placement.namespace}/{wanted.placement.name}"
+        out.setdefault(owner, []).append(
+            ModelState(
+                wanted,
+                tuple(by_model.get(wanted.key, ())),
+                troubles.by_model.get(wanted.key, ()),
+            )
+        )
+    return out
+
+
+def statuses(
+    snapshot: Snapshot,
+    models: dict[str, list[ModelState]],
+    issues: dict[str, tuple[Issue, ...]],
+    ledger: dict[str, Account],
+    binding: Binding,
+    memo: Memo,
+) -> tuple[tuple[WriteStatus, ...], tuple[Emit, ...]]:
+    """The statuses that differ from what stands, and events for what is new in them."""
+    written: list[WriteStatus] = []
+    events: list[Emit] = []
+    for placement in snapshot.placements:
+        if placement.deleting:
+            continue
+        owner = f"{placement.namespace}/{placement.name}"
+        mine, told = models.get(owner, []), issues.get(owner, ())
+        notices = _notices(mine, ledger, binding)
+        said = (tuple((m.wanted.key, m.replicas, m.faults, m.learned) for m in mine), told, tuple(notices))
+        if memo.has("status stands", (placement,), (said,)):
+            continue
+        status = placement_status(placement, mine, told, notices, snapshot.now)
+        if canonical(status) == placement.status.raw:
+            memo.of("status stands", (placement,), (said,), lambda: True)
+            continue
+        written.append(WriteStatus(placement.namespace, placement.name, status))
+        events.extend(_told(placement, mine, told))
+    return tuple(written), tuple(events)
+
+
+def _notices(models: list[ModelState], ledger: dict[str, Account], binding: Binding) -> list[Notice]:
+    """Trouble on the GPUs of a placement that is not its own doing."""
+    over: list[str] = []
+    conflicts: list[str] = []
+    uuids = sorted(
+        {
+            uuid
+            for model in models
+            for state in model.replicas
+            if state.pod and state.allocation
+            for uuid in state.allocation.gpus
+        }
+    )
+    for uuid in uuids:
+        account = ledger.get(uuid)
+        if account is None:
+            continue
+        device = account.device
+        where = f"GPU {device.index} of {device.node}"
+        from_share = [
+            f"{t.pod.name} uses {gib(excess)} more than share + overrun on {where}" for t, excess in account.over()
+        ]
+        over.extend(from_share)
+        conflicts.extend(
+            f"{where}: pid {s.pid} ({s.command or '?'}{', pod ' + s.pod if s.pod else ''}) uses {gib(s.used)}"
+            for s in device.strangers
+        )
+        if taker := binding.conflict(uuid):
+            conflicts.append(f"{where} was given to pod {taker}")
+    notices = []
+    if over:
+        notices.append(Notice("MemoryPressure", "OverShare", "; ".join(over)))
+    if conflicts:
+        notices.append(
+            Notice(
+                "GPUConflict",
+                "Stranger",
+                "; ".join(conflicts) + "; Cotenant kills nobody: end them, or move the placement",
+            )
+        )
+    return notices
+
+
+def _told(placement: Placement, models: list[ModelState], issues: tuple[Issue, ...]) -> list[Emit]:
+    """Events for what is new: a replica that became ready or lost its place, a spec that cannot be acted on."""
+    before = {(m.model, m.index): m.phase for m in placement.status.replicas}
+    about = (placement.namespace, placement.name, placement.uid)
+    events = []
+    for model in models:
+        for state in model.replicas:
+            name = model.wanted.model.name
+            if before.get((name, state.index)) == state.phase:
+                continue
+            if state.phase == READY and state.allocation:
+                where = f"{state.allocation.node} {', '.join(state.allocation.gpus)}"
+                events.append(Emit(*about, "Normal", "Ready", f"{name}-{state.index} serves on {where}"))
+            elif state.phase == UNPLACED:
+                events.append(
+                    Emit(*about, "Warning", state.reason or UNPLACED, f"{name}-{state.index}: {state.message}")
+                )
+    if issues and placement.status.observed_generation != placement.generation:
+        events.extend(Emit(*about, "Warning", "InvalidSpec", f"{issue.path}: {issue.message}") for issue in issues)
+    return events
