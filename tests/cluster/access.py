@@ -78,3 +78,11 @@ class Cluster:
     ) -> Object:
         """Create a simulated node; Ready about a second later. `memory_mib` is NVML's total of one GPU."""
         return self.api.create(kwok.gpu_node(name, product, gpus, memory_mib, labels))
+
+    def lose_node(self, name: str) -> None:
+        """Let a simulated node fall silent; Kubernetes calls it lost some seconds later (`node_loss_seconds`)."""
+        self.api.patch("v1", "Node", name, {"metadata": {"labels": {kwok.SIMULATED: None}}})
+
+    def return_node(self, name: str) -> None:
+        """Let a lost node speak again; Ready a second or two later."""
+        self.api.patch("v1", "Node", name, {"metadata": {"labels": {kwok.SIMULATED: "true"}}})

@@ -6,8 +6,8 @@ from typing import Any
 
 STAGES = Path(__file__).parent / "stages"
 
-SIMULATED = "kwok.x-k8s.io/node"
-"""The annotation of the nodes that KWOK keeps; a Node without it is someone else's."""
+SIMULATED = "tests.cotenant.dev/simulated"
+"""The label of the nodes that KWOK keeps. Without it a Node's lease is renewed no longer, as if its machine had died."""
 
 
 def command(binary: Path, kubeconfig: Path, lease_seconds: int) -> list[str]:
@@ -15,7 +15,7 @@ def command(binary: Path, kubeconfig: Path, lease_seconds: int) -> list[str]:
     return [
         str(binary),
         f"--kubeconfig={kubeconfig}",
-        f"--manage-nodes-with-annotation-selector={SIMULATED}=fake",
+        f"--manage-nodes-with-label-selector={SIMULATED}=true",
         f"--node-lease-duration-seconds={lease_seconds}",
         # Stages given here replace KWOK's own.
         *(f"--config={stage}" for stage in sorted(STAGES.glob("*.yaml"))),
@@ -32,8 +32,9 @@ def gpu_node(
         "kind": "Node",
         "metadata": {
             "name": name,
-            "annotations": {SIMULATED: "fake"},
+            "annotations": {"kwok.x-k8s.io/node": "fake"},  # KWOK's own sign; tests/sim looks for it
             "labels": {
+                SIMULATED: "true",
                 "kubernetes.io/hostname": name,
                 "kubernetes.io/os": "linux",
                 "kubernetes.io/arch": "amd64",

@@ -218,7 +218,7 @@ def test_a_paused_etcd_stops_writes_until_it_goes_on(control_plane: ControlPlane
     control_plane.api.apply(data)
 
 
-def test_a_simulated_node_is_ready_and_offers_its_gpus(control_plane: ControlPlane) -> None:
+def test_a_simulated_node_offers_its_gpus_stays_ready_and_can_be_lost(control_plane: ControlPlane) -> None:
     control_plane.add_gpu_node("simulated", "NVIDIA-H200", 8, 143771, labels={"rack": "r1"})
     try:
         node = control_plane.api.wait("v1", "Node", "simulated", _is_ready)
@@ -229,6 +229,14 @@ def test_a_simulated_node_is_ready_and_offers_its_gpus(control_plane: ControlPla
         assert node["metadata"]["labels"]["rack"] == "r1"
         time.sleep(12)  # longer than a node may be silent
         assert _is_ready(control_plane.api.get("v1", "Node", "simulated"))
+
+        control_plane.lose_node("simulated")
+        lost = control_plane.api.wait("v1", "Node", "simulated", lambda n: not _is_ready(n))
+        assert lost is not None
+        assert "node.kubernetes.io/unreachable" in {taint["key"] for taint in lost["spec"]["taints"]}
+
+        control_plane.return_node("simulated")
+        control_plane.api.wait("v1", "Node", "simulated", _is_ready)
     finally:
         control_plane.api.delete("v1", "Node", "simulated")
 

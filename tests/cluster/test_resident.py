@@ -151,3 +151,13 @@ def test_assets_that_are_not_there_are_named(machine: Machine, tmp_path: Path) -
     assert up.returncode == 1
     assert f"KUBEBUILDER_ASSETS={tmp_path} holds no etcd: unset it to use the one built here" in up.stderr
     assert "Traceback" not in up.stderr
+
+
+def test_without_go_it_is_said_what_to_install(machine: Machine) -> None:
+    (machine.cache / "tools").unlink()
+
+    built = machine.cluster("build", {"PATH": str(machine.home)})
+
+    assert built.returncode == 1
+    assert "needs Go 1.26 or newer on PATH" in built.stderr
+    assert "Traceback" not in built.stderr
