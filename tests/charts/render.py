@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,14 @@ def helm(*words: str, values: Object | None = None) -> str:
     return done.stdout
 
 
-def render(values: Object | None = None, *words: str) -> list[Object]:
+def render(values: Object | None = None) -> list[Object]:
     """The objects of the chart with these values."""
-    text = helm("template", "cotenant", str(CHART), *words, values=values or {})
-    return [item for item in yaml.safe_load_all(text) if item]
+    return [item for item in yaml.safe_load_all(_template(json.dumps(values or {}))) if item]
+
+
+@cache
+def _template(values: str) -> str:
+    return helm("template", "cotenant", str(CHART), values=json.loads(values))
 
 
 def one(objects: list[Object], kind: str, name: str) -> Object:

@@ -117,7 +117,6 @@ def test_the_controller_has_exactly_these_rights() -> None:
         "cluster /pods": READ | {"create", "delete"},
         "cluster /pods/log": {"get"},
         "cluster /services": READ | {"create", "patch"},
-        "cluster /events": {"create", "patch"},
         "cluster events.k8s.io/events": {"create", "patch"},
         "cotenant-system coordination.k8s.io/leases": READ | {"create", "update", "patch"},
     }
@@ -210,7 +209,8 @@ def _crd_folders() -> tuple[Path, Path]:
 
 
 def test_rendering_twice_gives_the_same_and_asks_no_cluster() -> None:
-    assert render(EVERYTHING) == render(EVERYTHING)
+    first, second = (helm("template", "cotenant", str(CHART), values=EVERYTHING) for _ in range(2))
+    assert first == second
     assert not [path for path in CHART.rglob("*") if path.is_file() and "lookup " in path.read_text()]
 
 

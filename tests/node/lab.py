@@ -27,6 +27,7 @@ from tests.cluster.processes import Processes
 from tests.node import config
 from tests.node.config import Gpu
 from tests.node.image import Image, Link, write_archive, write_layer
+from tests.nvml import card as nvml
 
 NODE = "lab"
 PATIENCE = 90.0
@@ -208,7 +209,7 @@ class Lab(Cluster):
         (folder / "cni" / "10-lab.conflist").write_text(config.network(folder))
         (folder / "cdi" / "device-plugin.json").write_text(config.device_plugin_cdi(folder, self.gpus))
         (folder / "cdi" / "management.json").write_text(config.management_cdi(folder, self.gpus))
-        build_nvml(folder / "libnvidia-ml.so.1")
+        nvml.build(folder)
         _kubeconfig(folder, authority, "node", f"system:node:{NODE}", "system:nodes", port, config.API_ADDRESS)
 
     def _start_control_plane(self, authority: pki.Authority) -> None:
@@ -316,17 +317,6 @@ else
   mkdir -p "/sys/fs/cgroup/$cgroup"
 fi
 """
-
-
-def build_nvml(target: Path) -> Path:
-    """The stand-in libnvidia-ml, compiled."""
-    source = HERE.parent / "nvml" / "nvml.c"
-    command = ["gcc", "-shared", "-fPIC", "-O2", "-o", str(target), str(source), "-lpthread"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise LabError(f"compiling {source}: {done.stderr}")
-    target.chmod(0o755)
-    return target
 
 
 def _enter_namespaces(processes: Processes, folder: Path) -> int:

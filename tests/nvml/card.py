@@ -21,7 +21,21 @@ def build(folder: Path) -> Path:
     if not library.exists() or library.stat().st_mtime < SOURCE.stat().st_mtime:
         folder.mkdir(parents=True, exist_ok=True)
         fresh = folder / f".{library.name}.{os.getpid()}"
-        subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-o", fresh, SOURCE, "-lpthread"], check=True)
+        subprocess.run(
+            [
+                "gcc",
+                "-shared",
+                "-Wl,-soname,libnvidia-ml.so.1",
+                "-fPIC",
+                "-O2",
+                "-Wall",
+                "-o",
+                fresh,
+                SOURCE,
+                "-lpthread",
+            ],
+            check=True,
+        )
         fresh.replace(library)
     return library
 

@@ -1,7 +1,7 @@
 /* A stand-in for NVIDIA's libnvidia-ml.so.1: every call answers from a text file that is read anew, so a test changes the
  * card by changing the file. It drives the unmodified nvidia-ml-py (and whatever else speaks NVML). The format is in README.md.
  *
- * Build: gcc -shared -fPIC -O2 -o libnvidia-ml.so.1 nvml.c -lpthread      The file: $COTENANT_NVML_FILE
+ * Build: gcc -shared -Wl,-soname,libnvidia-ml.so.1 -fPIC -O2 -o libnvidia-ml.so.1 nvml.c -lpthread      The file: $COTENANT_NVML_FILE
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -62,6 +62,18 @@ static void take_gpu(Card *card, Line *line) {
   }
 }
 
+/* Real NVML shows a container the GPUs whose device nodes it was given: $COTENANT_NVML_NODES (say /dev/nvidia) and the index. */
+static void keep_visible(Card *card) {
+  const char *nodes = getenv("COTENANT_NVML_NODES");
+  int kept = 0;
+  for (int i = 0; nodes && i < card->gpus; i++) {
+    char path[256];
+    snprintf(path, sizeof path, "%s%d", nodes, i);
+    if (!access(path, F_OK)) card->gpu[kept++] = card->gpu[i];
+  }
+  if (nodes) card->gpus = kept;
+}
+
 /* The file as it is now; NULL when there is none. The caller frees it. */
 static Card *read_card(void) {
   const char *path = getenv("COTENANT_NVML_FILE");
@@ -81,6 +93,7 @@ static Card *read_card(void) {
     else if (card->lines < MAX_LINES) card->line[card->lines++] = line;
   }
   fclose(file);
+  keep_visible(card);
   return card;
 }
 

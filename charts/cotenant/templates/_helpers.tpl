@@ -72,7 +72,7 @@ capabilities: {drop: [ALL]}
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, watch, create, patch]
-- apiGroups: ["", events.k8s.io]
+- apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
 {{- end -}}

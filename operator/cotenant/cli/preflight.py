@@ -1,0 +1,28 @@
+"""`cotenant preflight`: what the preflight pod runs. Lists the GPUs this container sees, one UUID per line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+
+from cotenant.agent.nvml import NVML
+
+TERMINATION_LOG = Path("/dev/termination-log")
+"""Where the kubelet reads a container's last words from (its default path)."""
+
+
+def main(argv: list[str]) -> int:
+    """Exit status 0 whatever was seen: the controller judges. CotenantError where NVML does not answer."""
+    parser = argparse.ArgumentParser(prog="cotenant preflight", description=__doc__)
+    parser.parse_args(argv)
+    nvml = NVML()
+    try:
+        seen = "".join(f"{device.uuid}\n" for device in nvml.read().devices)
+    finally:
+        nvml.close()
+    print(seen, end="")
+    with contextlib.suppress(OSError):  # outside of a pod there is no such file, and /dev is not ours to write to
+        if TERMINATION_LOG.exists():
+            TERMINATION_LOG.write_text(seen)
+    return 0
