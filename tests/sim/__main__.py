@@ -14,7 +14,7 @@ import yaml
 
 from tests.sim.models import ModelSpec
 from tests.sim.settings import Settings
-from tests.sim.simulator import Sim
+from tests.sim.shell import Shell
 from tests.sim.world import parse_bytes
 
 
@@ -36,7 +36,7 @@ def main() -> int:
         settings = _settings(arguments)
     except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
         parser.error(f"--config: {error}")
-    sim = Sim(arguments.kubeconfig, settings)
+    sim = Shell(arguments.kubeconfig, settings)
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
@@ -45,8 +45,8 @@ def main() -> int:
         await sim.run()
 
     asyncio.run(run())
-    print(sim.audit.report(), flush=True)
-    return 1 if sim.audit.violations else 0
+    print(sim.world.audit.report(), flush=True)
+    return 1 if sim.world.audit.violations else 0
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -70,8 +70,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _model(spec: dict[str, Any]) -> ModelSpec:
-    bytes_of = {"weights", "kv_per_token"}
-    return ModelSpec(**{key: parse_bytes(str(value)) if key in bytes_of else value for key, value in spec.items()})
+    told: dict[str, Any] = dict(spec)
+    for key in {"weights", "kv_per_token"} & set(told):
+        told[key] = parse_bytes(str(told[key]))
+    return ModelSpec(**told)
 
 
 if __name__ == "__main__":

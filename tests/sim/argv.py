@@ -128,7 +128,7 @@ _SWITCHES = [
 _SIZES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-class BadArguments(Exception):
+class BadArgumentsError(Exception):
     """argparse would end the process with exit code 2 and this text."""
 
 
@@ -153,7 +153,7 @@ class Command:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise BadArguments(f"{self.format_usage()}{self.prog}: error: {message}")
+        raise BadArgumentsError(f"{self.format_usage()}{self.prog}: error: {message}")
 
 
 def human_int(text: str) -> int:
@@ -206,7 +206,7 @@ _json.__name__ = "json.loads"
 
 
 def parse(words: tuple[str, ...]) -> Command:
-    """The command of a container (command + args, `vllm serve` in front or baked in the image); BadArguments as vLLM."""
+    """The command of a container (command + args, `vllm serve` in front or baked in the image); BadArgumentsError as vLLM."""
     rest = list(words)
     while rest and rest[0].rsplit("/", 1)[-1] in (
         "vllm",
@@ -224,7 +224,7 @@ def parse(words: tuple[str, ...]) -> Command:
     found = _PARSER.parse_args(dashed)
     model = found.model_tag or found.model
     if not model:
-        raise BadArguments(
+        raise BadArgumentsError(
             f"{_PARSER.format_usage()}vllm serve: error: the following arguments are required: model_tag"
         )
     length = found.max_model_len

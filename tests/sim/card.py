@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tests.sim.products import Product
 
 
-class OutOfDeviceMemory(Exception):
+class OutOfDeviceMemoryError(Exception):
     """cudaMalloc failed: the bytes were not there."""
 
     def __init__(self, card: Card, wanted: int) -> None:
@@ -64,9 +64,9 @@ class Card:
         return self.processes.setdefault(process.pid, process)
 
     def take(self, pid: int, amount: int) -> None:
-        """Allocate, or raise OutOfDeviceMemory and change nothing."""
+        """Allocate, or raise OutOfDeviceMemoryError and change nothing."""
         if amount > self.free:
-            raise OutOfDeviceMemory(self, amount)
+            raise OutOfDeviceMemoryError(self, amount)
         self.processes[pid].used += amount
 
     def give(self, pid: int, amount: int) -> None:

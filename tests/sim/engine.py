@@ -11,7 +11,7 @@ from random import Random
 
 from tests.sim import texts
 from tests.sim.argv import Command
-from tests.sim.card import Card, OutOfDeviceMemory, Process
+from tests.sim.card import Card, OutOfDeviceMemoryError, Process
 from tests.sim.models import Footprint, ModelSpec, footprint
 
 
@@ -267,7 +267,7 @@ class Engine:
             process = card.open(Process(pid, "VLLM::EngineCore", pod=self.name, tenant=True))
             try:
                 card.take(pid, amount)
-            except OutOfDeviceMemory:
+            except OutOfDeviceMemoryError:
                 self.over_used(card, self)
                 others = tuple((p.pid, p.used) for p in card.processes.values() if p.pid != pid)
                 cause = texts.out_of_memory(rank, amount, card.usable, card.free, process.used, others)

@@ -50,17 +50,18 @@ _WEIGHT_FACTOR = {
 """Part of the bf16 weights that stays: 15.0 -> 8.5 GiB measured for Llama-3.1-8B in fp8; 4-bit by the rule of thumb."""
 
 
-def lookup(name: str, settings: Mapping[str, ModelSpec]) -> ModelSpec:
-    """The model of this name: from the settings, the known ones, the size in its name (`8b`), else from its hash."""
-    lower = name.lower()
+def lookup(names: tuple[str, ...], settings: Mapping[str, ModelSpec]) -> ModelSpec:
+    """The model of these names: from the settings, the known ones, the size in a name (`8b`), else from a hash."""
+    lower = tuple(name.lower() for name in names)
     for table in (settings, KNOWN):
         for pattern, spec in table.items():
-            if fnmatch.fnmatchcase(lower, pattern.lower()):
+            if any(fnmatch.fnmatchcase(name, pattern.lower()) for name in lower):
                 return spec
-    if size := _SIZE.search(lower):
-        billions = float(size[1])
-        return ModelSpec(int(billions * 2e9), int(16_384 * max(1.0, min(billions, 20.0))))
-    chance = Random(hashlib.sha256(name.encode()).digest())
+    for name in lower:
+        if size := _SIZE.search(name):
+            billions = float(size[1])
+            return ModelSpec(int(billions * 2e9), int(16_384 * max(1.0, min(billions, 20.0))))
+    chance = Random(hashlib.sha256(names[0].encode()).digest())
     return ModelSpec(chance.randint(2, 8) * GIB, 65_536)
 
 

@@ -58,6 +58,8 @@ class SimPod:
     """The fault annotation already acted on."""
     sent: dict[str, Any] | None = None
     removed: bool = False
+    orphan: bool = False
+    """Deleted by force while its node was cut off."""
 
     @property
     def key(self) -> Key:

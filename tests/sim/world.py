@@ -6,21 +6,21 @@ Events of the API server go in (`pod_seen`, `pod_gone`), what to write comes out
 from __future__ import annotations
 
 import heapq
-import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
 from tests.sim import argv, injection
 from tests.sim.audit import Audit, End
-from tests.sim.card import Card, OutOfDeviceMemory, Process
+from tests.sim.card import Card, OutOfDeviceMemoryError, Process
 from tests.sim.engine import Engine, Exit, Timing
 from tests.sim.models import lookup
 from tests.sim.node import SimNode
 from tests.sim.pod import ROLE, Key, SimPod, Stage, message_of
+from tests.sim.rules import check_start
 from tests.sim.settings import ANNOTATION, Settings, image_problem
 
 _VERSION = re.compile(r":v?(\d+\.\d+\.\d+)")
@@ -74,11 +74,11 @@ class World:
 
     def remove_node(self, name: str, now: float) -> None:
         """A node is gone, with everything on it."""
-        for pod in self._on(name):
-            self._forget(pod, now)
+        for pod in self.on(name):
+            self.forget(pod, now)
         self.nodes.pop(name, None)
 
-    def _on(self, node: str) -> list[SimPod]:
+    def on(self, node: str) -> list[SimPod]:
         return list(self._by_node.get(node, {}).values())
 
     # ------------------------------------------------------------------------------------------------------------ pods
@@ -92,7 +92,7 @@ class World:
         key = (metadata["namespace"], metadata["name"])
         pod = self.pods.get(key)
         if pod and pod.uid != metadata["uid"]:
-            self._forget(pod, now)
+            self.forget(pod, now)
             pod = None
         if pod is None:
             pod = self._admit(manifest, node, now)
@@ -109,8 +109,8 @@ class World:
             pod.applied = fault
             pod.faults = sorted([*pod.faults, (now, fault)])
         if metadata.get("deletionTimestamp"):
-            self._asked_to_leave(pod, now)
-        self._settle(pod, now)
+            self.asked_to_leave(pod, now)
+        self.settle(pod, now)
 
     def _admit(self, manifest: dict[str, Any], node: str, now: float) -> SimPod | None:
         phase = (manifest.get("status") or {}).get("phase")
@@ -145,27 +145,42 @@ class World:
         for uuid in devices if uses else ():
             card = node.card(uuid)
             if card and uses:
-                self._occupy(card, parse_bytes(uses), "python", pod.name)
+                self.occupy(card, parse_bytes(uses), "python", pod.name)
         if devices:
             self.dirty.add(node.name)
 
     def pod_gone(self, key: Key, uid: str, now: float) -> None:
         """DELETED: whatever it had is free."""
         pod = self.pods.get(key)
-        if pod and pod.uid == uid:
-            self._forget(pod, now)
+        if pod is None or pod.uid != uid:
+            return
+        if pod.role and pod.node in self.nodes and self.nodes[pod.node].lost:
+            self._orphan(pod)
+        else:
+            self.forget(pod, now)
 
-    def _forget(self, pod: SimPod, now: float) -> None:
-        if pod.engine and pod.engine.exit is None:
-            # Deleted with grace 0 by somebody: the kubelet kills what still runs.
-            pod.engine.kill()
-            self._ended(pod, now)
-        self._give_back(pod)
-        pod.removed = True
+    def _orphan(self, pod: SimPod) -> None:
+        """Deleted by force while its node is cut off: its processes run on there until the node is back."""
+        self._unlist(pod)
+        metadata = {**pod.manifest["metadata"], "name": f"{pod.key[1]}#{pod.uid[:8]}"}
+        pod.manifest = {**pod.manifest, "metadata": metadata}
+        pod.orphan = True
+        self.pods[pod.key] = self._by_node.setdefault(pod.node, {})[pod.key] = pod
+
+    def _unlist(self, pod: SimPod) -> None:
         self.pods.pop(pod.key, None)
         self._by_node.get(pod.node, {}).pop(pod.key, None)
         if pod.role == "engine":
             self._replicas.get(pod.identity, set()).discard(pod.key)
+
+    def forget(self, pod: SimPod, now: float) -> None:
+        if pod.engine and pod.engine.exit is None:
+            # Deleted with grace 0 by somebody: the kubelet kills what still runs.
+            pod.engine.kill()
+            self.container_ended(pod, now)
+        self._give_back(pod)
+        pod.removed = True
+        self._unlist(pod)
 
     def _give_back(self, pod: SimPod) -> None:
         node = self.nodes.get(pod.node)
@@ -179,7 +194,7 @@ class World:
         if changed:
             self.dirty.add(node.name)
 
-    def _asked_to_leave(self, pod: SimPod, now: float) -> None:
+    def asked_to_leave(self, pod: SimPod, now: float) -> None:
         if self.nodes[pod.node].lost:
             return
         grace = float(pod.manifest["metadata"].get("deletionGracePeriodSeconds") or 0)
@@ -218,7 +233,7 @@ class World:
                 continue
             self.now = max(self.now, at)
             self._step(pod, at)
-            self._settle(pod, at)
+            self.settle(pod, at)
         self.now = max(self.now, now)
 
     def _step(self, pod: SimPod, now: float) -> None:
@@ -244,9 +259,9 @@ class World:
             for card in pod.engine.cards:
                 self.audit.saw(card.uuid, card.used)
             if pod.engine.exit and pod.stage is not Stage.ENDED:
-                self._ended(pod, now)
+                self.container_ended(pod, now)
 
-    def _settle(self, pod: SimPod, now: float) -> None:
+    def settle(self, pod: SimPod, now: float) -> None:
         """Say what changed, and come back when something is due."""
         self._publish(pod)
         at = pod.next_at
@@ -256,7 +271,7 @@ class World:
 
     def _publish(self, pod: SimPod) -> None:
         node = self.nodes.get(pod.node)
-        if node is None or node.lost or pod.removed or not pod.role:
+        if node is None or node.lost or pod.removed or pod.orphan or not pod.role:
             return
         gone = pod.deleting and pod.stage is not Stage.RUNNING
         quiet = self.settings.fast and (gone or pod.stage is Stage.CREATING)
@@ -274,17 +289,17 @@ class World:
         """The runtime makes the container, or the pod leaves before."""
         node = self.nodes[pod.node]
         if pod.deleting:
-            self._finish(pod, Exit(0, "Completed"), now)
+            self.finish(pod, Exit(0, "Completed"), now)
             return
         if node.lost:
             pod.at = now + 1.0
             return
         if pod.stage is Stage.RUNNING:  # a preflight is through
-            self._finish(pod, Exit(0, "Completed", pod.output), now)
+            self.finish(pod, Exit(0, "Completed", pod.output), now)
             return
         if (wanted := _gpus_requested(pod.spec)) and node.allocate(pod.name, wanted) is None:
             free = len(node.uuids) - len(node.devices)
-            self._finish(pod, Exit(1, "UnexpectedAdmissionError", "Allocate failed due to requested number of devices unavailable "
+            self.finish(pod, Exit(1, "UnexpectedAdmissionError", "Allocate failed due to requested number of devices unavailable "
                                    f"for nvidia.com/gpu. Requested: {wanted}, Available: {free}, which is unexpected"), now)  # fmt: skip
             return
         pod.began = self.unix(now)
@@ -298,7 +313,7 @@ class World:
         try:
             uuids = injection.visible(pod.manifest, node.style, node.uuids)
         except injection.StartError as error:
-            self._finish(pod, Exit(128, "StartError", str(error)), now)
+            self.finish(pod, Exit(128, "StartError", str(error)), now)
             return
         pod.stage = Stage.RUNNING
         if pod.role == "preflight":
@@ -315,13 +330,13 @@ class World:
         words = (*(container.get("command") or ()), *(container.get("args") or ()))
         try:
             command = argv.parse(tuple(str(word) for word in words))
-        except argv.BadArguments as error:
+        except argv.BadArgumentsError as error:
             pod.output = str(error) + "\n"
-            self._finish(
+            self.finish(
                 pod, Exit(2, "Error", message_of(pod.output, container.get("terminationMessagePolicy", ""), 2)), now
             )
             return
-        spec = lookup(f"{command.model} {command.served_name}", settings.models)
+        spec = lookup((command.model, command.served_name), settings.models)
         if settings.overrun and spec.overrun is None:
             spec = replace(spec, overrun=settings.overrun)
         load = spec.load_seconds if spec.load_seconds is not None else chance.uniform(*settings.load_seconds)
@@ -333,7 +348,7 @@ class World:
             over_used=self._over_used,
         )  # fmt: skip
         self._pid += command.tensor_parallel
-        self._check_start(pod, node, cards[: command.tensor_parallel], now)
+        check_start(self.audit, node, pod, self.on(node.name), now, need_holders=settings.need_holders)
         pod.engine.start(now)
         pod.deadline = now + _startup_deadline(container)
         for rule in settings.rules:
@@ -341,7 +356,7 @@ class World:
                 rule.times -= 1
                 pod.faults = sorted([*pod.faults, (now + rule.after, rule.fault)])
 
-    def _finish(self, pod: SimPod, how: Exit, now: float) -> None:
+    def finish(self, pod: SimPod, how: Exit, now: float) -> None:
         pod.stage, pod.ended, pod.finished = Stage.ENDED, how, self.unix(now)
         pod.at = pod.kill_at = pod.deadline = math.inf
         pod.set_ready(False, self.unix(now))
@@ -353,48 +368,15 @@ class World:
             cause = next((line for line in (pod.engine.log if pod.engine else ()) if "Error: " in line), "")
             self.audit.ends.append(End(now, pod.name, how.code, how.reason, cause, pod.deleting))
 
-    def _ended(self, pod: SimPod, now: float) -> None:
+    def container_ended(self, pod: SimPod, now: float) -> None:
         """The engine's process is gone: what the kubelet keeps of it."""
         assert pod.engine is not None
         assert pod.engine.exit is not None
         how = pod.engine.exit
         policy = pod.spec["containers"][0].get("terminationMessagePolicy", "")
-        self._finish(pod, Exit(how.code, how.reason, message_of(pod.log(), policy, how.code)), now)
+        self.finish(pod, Exit(how.code, how.reason, message_of(pod.log(), policy, how.code)), now)
         for card, amount in pod.engine.leaked:
-            self._occupy(card, amount, "VLLM::EngineCore", "")
-
-    # ------------------------------------------------------------------------------------------------------- the rules
-    def _check_start(self, pod: SimPod, node: SimNode, cards: Iterable[Card], now: float) -> None:
-        assert pod.engine
-        neighbours = [p for p in self._on(node.name) if p is not pod and p.engine and p.stage is Stage.RUNNING]
-        annotations = pod.manifest["metadata"].get("annotations") or {}
-        allocation = json.loads(annotations.get("cotenant.dev/allocation") or "{}")
-        mine = [card.uuid for card in cards]
-        if allocation and sorted(allocation.get("gpus", ())) != sorted(mine):
-            self.audit.broken(now, "WrongGPU", pod.name, f"promised {allocation.get('gpus')}, sees {mine}")
-        if pod.spec.get("restartPolicy") != "Never":
-            self.audit.broken(now, "RestartPolicy", pod.name, "the kubelet would restart it beside its neighbours")
-        for card in cards:
-            here = [p for p in neighbours if p.engine and card in p.engine.cards]
-            for other in here:
-                assert other.engine
-                if other.engine.starting:
-                    self.audit.broken(
-                        now, "StartsTogether", card.uuid, f"{pod.name} beside {other.name}, {other.engine.phase}"
-                    )
-                elif other.deleting:
-                    self.audit.broken(now, "StartsBesideLeaver", card.uuid, f"{pod.name} beside {other.name}")
-            promised = pod.engine.share_on(card) + sum(p.engine.share_on(card) for p in here if p.engine)
-            strangers = any(not process.tenant for process in card.processes.values())
-            if promised > card.usable + len(here) + 1:  # each share is rounded up to a byte
-                self.audit.broken(
-                    now, "Promised", card.uuid, f"{promised} of {card.usable} bytes with {pod.name}", injected=strangers
-                )
-            if card.health != "Healthy":
-                self.audit.broken(now, "Unhealthy", card.uuid, f"{pod.name} on a card that is {card.health}")
-            if self.settings.need_holders and card.uuid not in node.holders:
-                owner = node.devices.get(card.uuid, "nobody")
-                self.audit.broken(now, "NotHeld", card.uuid, f"{pod.name} on a card that {owner} has")
+            self.occupy(card, amount, "VLLM::EngineCore", "")
 
     def _over_used(self, card: Card, engine: Engine) -> None:
         strangers = any(not process.tenant for process in card.processes.values())
@@ -411,7 +393,7 @@ class World:
         word, _, value = fault.partition("=")
         if pod.engine is None:
             if word == "exit" and pod.stage is Stage.RUNNING:
-                self._finish(pod, Exit(int(value or 1), "Error" if value != "0" else "Completed"), now)
+                self.finish(pod, Exit(int(value or 1), "Error" if value != "0" else "Completed"), now)
             return
         if word == "leak":
             pod.engine.leak = parse_bytes(value or "2Gi")
@@ -422,81 +404,16 @@ class World:
         """Something goes wrong with one pod, now. KeyError when there is no such pod."""
         pod = self.pods[key]
         pod.faults = sorted([*pod.faults, (now, fault)])
-        self._settle(pod, now)
+        self.settle(pod, now)
 
-    def _occupy(self, card: Card, amount: int, command: str, pod: str) -> int:
+    def occupy(self, card: Card, amount: int, command: str, pod: str) -> int:
         self._pid += 1
         card.open(Process(self._pid, command, pod=pod))
         try:
             card.take(self._pid, amount)
-        except OutOfDeviceMemory:
+        except OutOfDeviceMemoryError:
             card.take(self._pid, max(0, card.free))
         return self._pid
-
-    def stranger(self, node: str, index: int, amount: int, command: str = "python", pod: str = "") -> int:
-        """A foreign process takes memory (as much as there is); its pid."""
-        pid = self._occupy(self.nodes[node].cards[index], amount, command, pod)
-        self.dirty.add(node)
-        return pid
-
-    def end_process(self, node: str, pid: int) -> None:
-        """A foreign process ends."""
-        for card in self.nodes[node].cards:
-            card.end(pid)
-        self.dirty.add(node)
-
-    def health(self, node: str, index: int, health: str) -> None:
-        """`Healthy`, or what is wrong: `XID79` is reported as `Unhealthy/XID79`."""
-        card = self.nodes[node].cards[index]
-        card.health = health if health == "Healthy" or health.startswith("Unhealthy") else f"Unhealthy/{health}"
-        self.dirty.add(node)
-
-    def lose_gpu(self, node: str, index: int, now: float) -> None:
-        """A GPU falls off the bus: its engines die, nobody sees it any more."""
-        card = self.nodes[node].cards[index]
-        for pod in self._on(node):
-            if pod.engine and card in pod.engine.cards:
-                self.fault(pod.key, "die", now)
-        self.advance(now)
-        card.lost = True
-        self.nodes[node].devices.pop(card.uuid, None)
-        self.nodes[node].holders.pop(card.uuid, None)
-        self.dirty.add(node)
-
-    def lose(self, node: str) -> None:
-        """The node is cut off; what runs there runs on."""
-        self.nodes[node].lost = True
-
-    def back(self, node: str, now: float) -> None:
-        """The node is reached again: the kubelet reports what happened meanwhile and does what it was asked to."""
-        self.nodes[node].lost = False
-        self.dirty.add(node)
-        for pod in self._on(node):
-            if pod.manifest["metadata"].get("deletionTimestamp") and pod.role:
-                self._asked_to_leave(pod, now)
-            self._settle(pod, now)
-
-    def reboot(self, node: str, now: float) -> None:
-        """Power off: every process is gone at once and all memory free. Call `back` when the node is up again."""
-        self.lose(node)
-        machine = self.nodes[node]
-        for pod in self._on(node):
-            if pod.stage is not Stage.RUNNING or not pod.role:
-                continue
-            if pod.role == "holder" and pod.spec.get("restartPolicy", "Always") == "Always":
-                pod.restarts += 1
-                pod.began = self.unix(now)
-                continue
-            if pod.engine:
-                pod.engine.kill(reason="Unknown")
-                pod.engine.exit = Exit(255, "Unknown")
-                pod.engine.leaked.clear()
-                self._ended(pod, now)
-            else:
-                self._finish(pod, Exit(255, "Unknown"), now)
-        for card in machine.cards:
-            card.processes.clear()
-        machine.strangers.clear()
 
 
 def _gpus_requested(spec: Any) -> int:
