@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from cotenant.agent.metrics import AgentMetrics
-from cotenant.agent.nvml import NVML, NVMLUnavailable
+from cotenant.agent.nvml import NVML, ReadingError
 from cotenant.agent.podresources import Holdings, read_holdings
 from cotenant.agent.pods import NO_PODS, Pods
 from cotenant.agent.processes import Process, Processes
@@ -44,7 +44,7 @@ class Agent:
         self._publisher = Publisher(cluster, settings.node_name, boot)
         self._boot = boot
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nvml")
-        self._reading: asyncio.Future[tuple[NodeReading | NVMLUnavailable, dict[int, Process]]] | None = None
+        self._reading: asyncio.Future[tuple[NodeReading | ReadingError, dict[int, Process]]] | None = None
         self._known = Known()
         self._around = Surroundings(processes={})
         self._node: Manifest | None = None
@@ -131,7 +131,7 @@ class Agent:
             self.metrics.counts["readings_late"] += 1
             return Verdict(False, "NVMLTimeout", f"NVML has not answered for {self._settings.nvml_patience:.0f} s")
         (got, processes), self._reading = self._reading.result(), None
-        if isinstance(got, NVMLUnavailable):
+        if isinstance(got, ReadingError):
             self.metrics.counts["readings_failed"] += 1
             if got.reason != "LibraryMismatch":
                 self._good_since = time.monotonic()
@@ -147,10 +147,10 @@ class Agent:
         self._around = Surroundings(processes=processes)
         return None
 
-    def _read_in_thread(self) -> tuple[NodeReading | NVMLUnavailable, dict[int, Process]]:
+    def _read_in_thread(self) -> tuple[NodeReading | ReadingError, dict[int, Process]]:
         try:
             reading = self._nvml.read()
-        except NVMLUnavailable as error:
+        except ReadingError as error:
             return error, {}
         pids = frozenset(process.pid for device in reading.devices for process in device.processes)
         return reading, self._processes.read(pids)

@@ -54,7 +54,7 @@ SLOW_EVERY = 15
 """Readings between two looks at what seldom changes: wiring, MIG mode, ECC."""
 
 
-class NVMLUnavailable(CotenantError):
+class ReadingError(CotenantError):
     """NVML gives no reading of this node; `reason` is the condition's."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -83,7 +83,7 @@ class NVML:
         self._ever_open = False
 
     def read(self) -> NodeReading:
-        """All GPUs now; `NVMLUnavailable` when the driver does not answer. A GPU that fails is in the reading, with
+        """All GPUs now; ReadingError when the driver does not answer. A GPU that fails is in the reading, with
         its error."""
         reloaded = False
         try:
@@ -93,7 +93,7 @@ class NVML:
             devices = tuple(self._read(index) for index in range(pynvml.nvmlDeviceGetCount()))
         except pynvml.NVMLError as error:
             self.close()
-            raise NVMLUnavailable(
+            raise ReadingError(
                 _ENDED.get(error.value, "NVMLError"), f"NVML: {error}{_ADVICE.get(error.value, '')}"
             ) from error
         self._readings += 1
@@ -280,7 +280,7 @@ class _Events:
     def _wait(self) -> None:
         while not self._stopping.is_set():
             try:
-                event = pynvml.nvmlEventSetWait(self._set, 1000)
+                event = pynvml.nvmlEventSetWait(self._set, 500)
                 if event.eventType == pynvml.nvmlEventTypeXidCriticalError:
                     self._out.put(Xid(pynvml.nvmlDeviceGetUUID(event.device), int(event.eventData)))
             except pynvml.NVMLError as error:

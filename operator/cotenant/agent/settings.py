@@ -42,6 +42,7 @@ class AgentSettings(BaseSettings):
     metrics_port: Annotated[int, Field(ge=0, le=65535, description="0 = any free one.")] = 9401
     kubeconfig: str | None = None
     """None = the pod's ServiceAccount."""
+    log_format: Annotated[str, Field(pattern="^(text|json)$")] = "text"
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
 
 
@@ -53,6 +54,7 @@ class ReaderSettings(BaseSettings):
     podresources_socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
     podresources_file: Path = Path("/run/cotenant/podresources.json")
     interval: Seconds = 2.0
+    log_format: Annotated[str, Field(pattern="^(text|json)$")] = "text"
     log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from cotenant.errors import CotenantError
+from cotenant.log import configure
 
 
-def run(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Parse, run, and say in one sentence why not; the exit code."""
     parser = argparse.ArgumentParser(prog="cotenant agent", description="Report the GPUs of this node as its GPUNode.")
     parser.add_argument(
@@ -48,7 +49,7 @@ def _read_holdings() -> int:
     from cotenant.agent.settings import ReaderSettings, load
 
     settings = load(ReaderSettings)
-    _log(settings.log_level)
+    configure(settings.log_format, settings.log_level)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -87,7 +88,7 @@ async def _report(given: dict[str, Any]) -> int:
     from cotenant.kube import Kube
 
     settings = load(AgentSettings, **given)
-    _log(settings.log_level)
+    configure(settings.log_format, settings.log_level)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -109,10 +110,3 @@ def boot_id(proc: Path) -> str:
         return (proc / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return f"unknown-{time.time_ns()}"
-
-
-def _log(level: str) -> None:
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(
-        level=level, format="%(asctime)sZ %(levelname)s %(name)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
-    )
