@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 
 from cotenant import log as logs
 from cotenant import metrics
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
 
 async def run(settings: Settings) -> int:
     """The controller's whole life."""
+    from cotenant.core.memo import Memo
     from cotenant.core.reconcile import reconcile
 
     stop = asyncio.Event()
@@ -48,7 +50,7 @@ async def run(settings: Settings) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with await Kube.connect(settings.kubeconfig, settings.context) as kube:
         kube.on_request = _measure
-        loop = Loop(kube, settings, reconcile)
+        loop = Loop(kube, settings, partial(reconcile, memo=Memo()))
         terms = Terms(settings.namespace, settings.lease_name, settings.identity, settings.lease_seconds)
         election = Election(kube, terms, _die) if settings.leader_election else None
         web = Web(settings.host, settings.health_port, settings.metrics_port, loop.problem, _readiness(loop, election))
