@@ -41,7 +41,7 @@ def lose_gpu(world: World, node: str, index: int, now: float) -> None:
     world.dirty.add(node)
 
 
-def lose(world: World, node: str) -> None:
+def lose(world: World, node: str, now: float) -> None:  # noqa: ARG001 - as `back`
     """The node is cut off; what runs there runs on."""
     world.nodes[node].lost = True
 
@@ -61,7 +61,7 @@ def back(world: World, node: str, now: float) -> None:
 
 def reboot(world: World, node: str, now: float) -> None:
     """Power off: every process is gone at once and all memory free. Call `back` when the node is up again."""
-    lose(world, node)
+    lose(world, node, now)
     machine = world.nodes[node]
     for pod in world.on(node):
         if pod.stage is not Stage.RUNNING or not pod.role:

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from tests.cluster.kwok import SIMULATED
 from tests.sim import mishaps
 from tests.sim.agent import Agent
 from tests.sim.annotations import changed
@@ -22,10 +23,8 @@ from tests.sim.products import PRODUCTS
 from tests.sim.settings import ANNOTATION, Settings, secret_names
 from tests.sim.world import Remove, World, Write, WriteStatus
 
-SIMULATED = "kwok.x-k8s.io/node"
 STRATEGIC = "application/strategic-merge-patch+json"
 MERGE = "application/merge-patch+json"
-LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 WRITERS = 16
 
 
@@ -169,7 +168,8 @@ class Shell:
     async def _adopt(self, name: str, node: Object) -> None:
         metadata = node["metadata"]
         annotations = metadata.get("annotations") or {}
-        if annotations.get(SIMULATED) != "fake":
+        simulated = metadata["labels"].get(SIMULATED) == "true"
+        if not simulated and name not in self.world.nodes:
             return
         before = self._node_objects.get(name)
         if before and before["metadata"]["uid"] != metadata["uid"]:
@@ -188,6 +188,9 @@ class Shell:
                 seed=self.settings.seed, islands=islands or None, style=annotations.get(f"{ANNOTATION}injection", self.settings.style),
                 shuffle=self.settings.shuffle))  # fmt: skip
         self._node_objects[name] = node
+        # KWOK leaves a node without the label alone: its lease runs out, as if its machine had died.
+        if simulated is self.world.nodes[name].lost:
+            (mishaps.back if simulated else mishaps.lose)(self.world, name, self.now())
         await self._announce_logs(name, node)
         was = (before or {"metadata": {}})["metadata"].get("annotations") or {}
         if power := changed(self.world, name, was, annotations, self.now()):
@@ -259,21 +262,18 @@ class Shell:
         return pod is None or not pod.alive
 
     async def power(self, name: str, state: str) -> None:
-        """`lost`, `back` (or empty), `reboot`. A lost node's lease is taken from KWOK, which then leaves the node alone."""
-        lease = f"{LEASES}/{name}"
+        """`lost`, `back` or `reboot`."""
         if state == "reboot":
             mishaps.reboot(self.world, name, self.now())
+            # As long as a machine is down; short of what it takes Kubernetes to notice.
             await asyncio.sleep(min(2.0, 30.0 / self.settings.speed))
-            state = "back"
-        if state == "lost":
-            mishaps.lose(self.world, name)
-            now = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime())
-            taken = {"spec": {"holderIdentity": "lost", "leaseDurationSeconds": 86_400, "renewTime": now}}
-            await self.client.request("PATCH", lease, taken, content_type=MERGE)
-        elif name in self.world.nodes:
-            with contextlib.suppress(ApiError):
-                held = await self.client.request("GET", lease)
-                if held["spec"].get("holderIdentity") == "lost":
-                    await self.client.request("DELETE", lease)
             mishaps.back(self.world, name, self.now())
-        self._wake.set()
+            self.poke()
+            return
+        if name in self.world.nodes:
+            (mishaps.lose if state == "lost" else mishaps.back)(self.world, name, self.now())
+            labels = {SIMULATED: None if state == "lost" else "true"}
+            await self.client.request(
+                "PATCH", f"/api/v1/nodes/{name}", {"metadata": {"labels": labels}}, content_type=MERGE
+            )
+        self.poke()

@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from tests.cluster.kwok import gpu_node
 from tests.sim import mishaps
 from tests.sim.audit import Audit
 from tests.sim.client import Object
 from tests.sim.products import PRODUCTS
 from tests.sim.settings import ANNOTATION, Rule, Settings
-from tests.sim.shell import SIMULATED, Shell
+from tests.sim.shell import Shell
 from tests.sim.world import World
 
 T = TypeVar("T")
@@ -28,23 +29,13 @@ def node_manifest(
     cpu: str = "192", memory: str = "2Ti",
 ) -> Object:  # fmt: skip
     """A Node that KWOK keeps, as GPU feature discovery labels it; opted in for Cotenant."""
-    capacity = {"cpu": cpu, "memory": memory, "pods": "250", "nvidia.com/gpu": str(gpus)}
-    return {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {
-            "name": name,
-            "annotations": {SIMULATED: "fake", **(annotations or {})},
-            "labels": {
-                "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
-                "tests.cotenant.dev/simulated": "true",  # what tests/cluster tells KWOK to keep alive
-                "nvidia.com/gpu.present": "true", "nvidia.com/gpu.product": product, "nvidia.com/gpu.count": str(gpus),
-                "nvidia.com/gpu.memory": str(PRODUCTS[product].total >> 20), "nvidia.com/gpu.sharing-strategy": "none",
-                "cotenant.dev/managed": "true", **(labels or {}),
-            },
-        },
-        "status": {"allocatable": capacity, "capacity": capacity},
-    }  # fmt: skip
+    node = gpu_node(
+        name, product, gpus, PRODUCTS[product].total >> 20, {"cotenant.dev/managed": "true", **(labels or {})}
+    )
+    node["metadata"]["annotations"] = {**node["metadata"].get("annotations", {}), **(annotations or {})}
+    for size in (node["status"]["allocatable"], node["status"]["capacity"]):
+        size |= {"cpu": cpu, "memory": memory}
+    return node
 
 
 class Sim:

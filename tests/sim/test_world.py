@@ -230,7 +230,7 @@ def test_a_pod_deleted_by_force_on_a_lost_node_runs_on_there() -> None:
     manifest = engine("a", made.nodes["n"].uuids, "0.40")
     made.pod_seen(manifest, 0.0)
     made.advance(90.0)
-    mishaps.lose(made, "n")
+    mishaps.lose(made, "n", 90.0)
     made.pod_gone(("d", "a"), "uid-a", 100.0)
     assert made.nodes["n"].cards[0].used > 0
     mishaps.back(made, "n", 200.0)
