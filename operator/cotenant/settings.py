@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     engines: Annotated[tuple[EngineSetting, ...], NoDecode, BeforeValidator(lambda v: _engines(v))] = ()
     """A file (JSON or YAML) or the JSON itself: a list of {name, image, version}."""
     max_tenants_per_gpu: Annotated[int, Field(ge=1, le=64)] = 16
-    max_moves: Annotated[int, Field(ge=0, le=64)] = 0
+    max_moves: Annotated[int, Field(ge=0, le=64)] = 8
     node_grace: Annotated[float, Field(ge=0)] = 60.0
     start_timeout: Annotated[float, Field(ge=10)] = 1800.0
     default_cpu: Annotated[int, _whole(1, parse_cpu)] = 1000

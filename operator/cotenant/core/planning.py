@@ -61,6 +61,21 @@ class Assignment:
     plan: Plan | None = None
 
 
+_REASONS = {
+    "Memory": "InsufficientMemory",
+    "Overrun": "InsufficientMemory",
+    "HostCPU": "InsufficientCPU",
+    "HostMemory": "InsufficientHostMemory",
+    "Tenants": "TooManyTenants",
+    "SpreadGPU": "SpreadTooFar",
+    "SpreadNode": "SpreadTooFar",
+    "Island": "NoIsland",
+    "Refused": "NoNodeSelected",
+    "NotReady": "NodesNotReady",
+    "NoNodes": "NoManagedNodes",
+}
+"""The packer's codes in the words of conditions."""
+
 ShareOf = Callable[[Replica, Machine], Share | NoPlace]
 """The share a replica asks for on a machine, `auto` resolved."""
 
@@ -107,7 +122,7 @@ def assign(
         places[member.key] = _assigned(member, placed, inventory, policy, share_of)
     for unplaced in plan.unplaced:
         member = groups[unplaced.workload][unplaced.replica]
-        places[member.key] = NoPlace(unplaced.reason.code, unplaced.reason.text)
+        places[member.key] = NoPlace(_REASONS.get(unplaced.reason.code, unplaced.reason.code), unplaced.reason.text)
     return Assignment(places, plan)
 
 
@@ -184,11 +199,11 @@ def _hosts(
             outside_use[uuid] = outside_use.get(uuid, 0) + pod.allocation.bytes + pod.allocation.overrun
     hosts = []
     for name, machine in inventory.machines.items():
-        if machine.closed or machine.lost or not machine.devices:
-            continue
         bins = []
+        note = machine.lost or machine.closed
         for device in machine.devices:
-            if usable(device.uuid):
+            if why := usable(device.uuid):
+                note = note or why
                 continue
             used = outside_use.get(device.uuid, 0) + ledger[device.uuid].foreign
             bins.append(Bin(device.uuid, device.usable, min(used, device.usable), device.island, cost(device.uuid)))
@@ -202,6 +217,8 @@ def _hosts(
                 memory=max(0, machine.node.memory - taken * policy.default_memory),
                 product=machine.product,
                 cost=max((device.usable for device in machine.devices), default=1) >> 30 or 1,
+                ready=bool(bins) and not (machine.closed or machine.lost),
+                note=note or ("" if machine.devices else "it reports no GPU"),
             )
         )
     return tuple(hosts)

@@ -377,8 +377,8 @@ class Policy:
     """Per rank until learned (measured 0.5 to 3.0 GiB on an H200, facts/gpu.md)."""
     engines: tuple[EngineImage, ...] = ()
     max_tenants_per_gpu: int = 16
-    max_moves: int = 0
-    """Running replicas one plan may move to make room; 0 = none."""
+    max_moves: int = 8
+    """Running replicas of lower priority one plan may move or displace to make room; 0 = none."""
     node_grace: float = 60.0
     """Seconds a node may be NotReady before its replicas are planned elsewhere."""
     start_timeout: float = 1800.0
