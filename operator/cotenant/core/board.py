@@ -27,6 +27,8 @@ class Board:
         self._number_gpus()
         self._number_replicas()
         self.cost = self.islands = self.splits = self.moves = 0
+        self.lumps = 0
+        """Sum of squares of what is left on the GPUs: higher when the room left lies together."""
         self.index = Index(self)
 
     def _number_workloads(self) -> None:
@@ -95,6 +97,8 @@ class Board:
         self.spot: list[Spot] = [()] * count
         self.home: list[Spot] = [()] * count
         """Where it runs now and may stay; empty when it runs nowhere or cannot stay."""
+        self.as_run: dict[int, tuple[str, ...]] = {}
+        """The GPUs of a running replica in the order its ranks have them."""
         self.runs = [False] * count
         self.fixed = [False] * count
 
@@ -154,7 +158,9 @@ class Board:
             self.index.forget(g)
             if not self.tenants[g]:
                 self._open(g)
-            self.promise[g] -= share
+            left = self.promise[g]
+            self.lumps += ((left - share) >> 20) ** 2 - (left >> 20) ** 2
+            self.promise[g] = left - share
             self.real[g] -= share + overrun
             self.tenants[g].append(r)
             self.models[g].append(w)
@@ -173,7 +179,9 @@ class Board:
         share, overrun = self.demand[w][self.host_kind[host]] or (0, 0)
         for g in spot:
             self.index.forget(g)
-            self.promise[g] += share
+            left = self.promise[g]
+            self.lumps += ((left + share) >> 20) ** 2 - (left >> 20) ** 2
+            self.promise[g] = left + share
             self.real[g] += share + overrun
             at = self.tenants[g].index(r)
             del self.tenants[g][at], self.models[g][at]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cotenant.core.board import Board
 from cotenant.core.pins import pin
 from cotenant.core.problem import (
@@ -19,7 +21,7 @@ from cotenant.core.problem import (
     Unplaced,
     Workload,
 )
-from cotenant.core.search import by_size, place_all
+from cotenant.core.search import Effort, Search
 from cotenant.core.whynot import why_not
 
 __all__ = [
@@ -28,15 +30,22 @@ __all__ = [
 ]  # fmt: skip
 
 
-def pack(problem: Problem) -> Plan:
-    """The plan for this problem: what runs stays, the rest goes where it costs least, highest priority first."""
+def pack(problem: Problem, keep_going: Callable[[], bool] | None = None) -> Plan:
+    """The plan for this problem: what runs stays, the rest goes where it costs least, highest priority first.
+
+    `problem.iterations` bounds the improvement; `keep_going` may end it earlier (the clock is the caller's), and the
+    plan is valid whenever it does.
+    """
     board = Board(problem)
     pin(board)
-    place_all(board, by_size(board, board.unplaced()))
-    return publish(board)
+    effort = Effort(problem.iterations, keep_going)
+    search = Search(board, board.unplaced(), effort, problem.seed)
+    search.construct()
+    search.improve(0)
+    return publish(board, effort)
 
 
-def publish(board: Board) -> Plan:
+def publish(board: Board, effort: Effort) -> Plan:
     """What the board shows, as a plan."""
     placed = []
     for r, spot in enumerate(board.spot):
@@ -44,7 +53,8 @@ def publish(board: Board) -> Plan:
             workload = board.workloads[board.owner[r]].key
             host = board.hosts[board.host[spot[0]]].name
             moved = board.runs[r] and spot != board.home[r]
-            placed.append(Placed(workload, board.number[r], host, tuple(board.uuid[g] for g in spot), moved))
+            gpus = board.as_run.get(r, ()) if not moved else ()
+            placed.append(Placed(workload, board.number[r], host, gpus or tuple(board.uuid[g] for g in spot), moved))
     unplaced = []
     reasons: dict[tuple[int, bool], Reason] = {}
     for r in board.unplaced():
@@ -52,4 +62,4 @@ def publish(board: Board) -> Plan:
         if (w, board.runs[r]) not in reasons:
             reasons[w, board.runs[r]] = why_not(board, r)
         unplaced.append(Unplaced(board.workloads[w].key, board.number[r], reasons[w, board.runs[r]]))
-    return Plan(tuple(placed), tuple(unplaced), board.key())
+    return Plan(tuple(placed), tuple(unplaced), board.key(), effort=effort.spent)

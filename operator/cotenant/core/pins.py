@@ -26,6 +26,7 @@ def pin(board: Board) -> None:
         spot = _spot(running, gpus[host]) if host is not None else ()
         if spot and (running.fixed or _may_stay(board, board.owner[r], spot)):
             board.home[r] = spot
+            board.as_run[r] = running.gpus
             board.fixed[r] = running.fixed
             board.place(r, spot)
     for host in range(len(board.hosts)):

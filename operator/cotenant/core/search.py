@@ -1,28 +1,223 @@
-"""Where the replicas go: orders to place them in, and improvement by taking some out and placing them again."""
+"""Where the free replicas go: orders to place them in, then improvement by taking some out and placing them again.
+
+Free is what does not run, or cannot stay where it runs. What runs is never touched here (see core.making_room).
+"""
 
 from __future__ import annotations
 
-from cotenant.core.board import Board
+from collections.abc import Callable
+
+from cotenant.core.board import Board, Spot, count_missing
+from cotenant.core.chance import Chance
+
+Mark = tuple[tuple[tuple[int, int], ...], int, int, int, int, int]
+"""What the search compares: the key without balance, and how well the room left lies together; smaller is better."""
+
+SMALL = 6000
+"""Placements every plan may try, even without an improvement budget."""
 
 
-def by_size(board: Board, replicas: list[int]) -> list[int]:
-    """Highest priority first, then larger groups, then larger shares, then the workloads with most replicas apart."""
-    largest = [max((d[0] for d in ds if d), default=0) for ds in board.demand]
+class Effort:
+    """How much may still be tried: placements attempted, and whether the caller lets us go on."""
 
-    def rank(r: int) -> tuple[int, int, int, int]:
-        w = board.owner[r]
-        return (-board.priority[w], -board.size[w], -largest[w], r)
+    def __init__(self, limit: int, keep_going: Callable[[], bool] | None = None) -> None:
+        self.limit = limit
+        self.spent = 0
+        self.keep_going = keep_going
+        self.stopped = False
 
-    return sorted(replicas, key=rank)
+    def spend(self, amount: int) -> bool:
+        """Count this; False once it is time to stop."""
+        self.spent += amount
+        if self.keep_going is not None and not self.stopped:
+            self.stopped = not self.keep_going()
+        return not self.stopped and self.spent < self.limit
 
 
-def place_all(board: Board, replicas: list[int]) -> list[int]:
-    """Place these in this order, each on its best spot; returns those that fit nowhere."""
-    left = []
-    for r in replicas:
-        spot = board.index.spot(board.owner[r])
-        if spot:
-            board.place(r, spot)
-        else:
-            left.append(r)
-    return left
+class Search:
+    """One board, its free replicas and the best placement of them so far."""
+
+    def __init__(self, board: Board, free: list[int], effort: Effort, seed: int) -> None:
+        self.board = board
+        self.free = free
+        self.effort = effort
+        self.chance = Chance(seed)
+        self.unplaced: set[int] = {r for r in free if not board.spot[r]}
+        self.elsewhere = [r for r in board.unplaced() if r not in self.unplaced]
+        self.largest = [max((d[0] for d in ds if d), default=0) for ds in board.demand]
+        self.noise = 0
+
+    # ------------------------------------------------------------------------------------------------------- marks
+    def mark(self) -> Mark:
+        """How good the board is."""
+        board = self.board
+        missing = count_missing(board.priority[board.owner[r]] for r in self.unplaced)
+        return (missing, board.moves, board.splits, board.cost, board.islands, -board.lumps)
+
+    def spots(self) -> list[Spot]:
+        """Where the free replicas are, to come back to."""
+        return [self.board.spot[r] for r in self.free]
+
+    def restore(self, spots: list[Spot]) -> None:
+        """Come back to it."""
+        changed = [(r, spot) for r, spot in zip(self.free, spots, strict=True) if self.board.spot[r] != spot]
+        for r, _ in changed:
+            self.take(r)
+        for r, spot in changed:
+            if spot:
+                self.put(r, spot)
+
+    def take(self, r: int) -> Spot:
+        """Unplace a replica if it is placed."""
+        if not self.board.spot[r]:
+            return ()
+        self.unplaced.add(r)
+        return self.board.remove(r)
+
+    def put(self, r: int, spot: Spot) -> None:
+        """Place an unplaced replica."""
+        self.board.place(r, spot)
+        self.unplaced.discard(r)
+
+    # ------------------------------------------------------------------------------------------------------- orders
+    def orders(self) -> list[tuple[str, list[int], bool]]:
+        """(name, order, whether the cheapest share wins over the tightest fit)."""
+        board = self.board
+        allowed = [sum(d is not None for d in ds) for ds in board.demand]
+
+        def order(rank: Callable[[int], tuple[int, ...]]) -> list[int]:
+            ranks = [(-board.priority[w], *rank(w), w) for w in range(len(board.workloads))]
+            return sorted(self.free, key=lambda r: (ranks[board.owner[r]], r))
+
+        size, share, count = board.size, self.largest, [w.replicas for w in board.workloads]
+        by_size = order(lambda w: (-size[w], -share[w], -count[w]))
+        by_volume = order(lambda w: (-size[w] * share[w], -size[w]))
+        scarce = order(lambda w: (allowed[w], -size[w], -share[w]))
+        apart = order(lambda w: (-size[w], -count[w] if board.apart[w] else 0, -share[w]))
+        return [
+            ("size", by_size, False),
+            ("cheapest", by_size, True),
+            ("apart", apart, False),
+            ("scarce", scarce, False),
+            ("volume", by_volume, False),
+            ("scarce-cheapest", scarce, True),
+        ]
+
+    def place_all(self, order: list[int], cheapest: bool = False) -> None:
+        """Place these in this order, each on its best spot; home first where it has one."""
+        board = self.board
+        for r in order:
+            if not board.spot[r]:
+                spot = self.spot(r, cheapest)
+                if spot:
+                    self.put(r, spot)
+
+    def spot(self, r: int, cheapest: bool = False) -> Spot:
+        """The best spot now: home, else what the index finds, with the search's noise."""
+        board = self.board
+        home = board.home[r]
+        if home and board.can_stand(board.owner[r], home):
+            return home
+        if not self.noise:
+            return board.index.spot(board.owner[r], by_share=cheapest)
+        found = board.index.spot(board.owner[r], self._skip, cheapest)
+        return found or board.index.spot(board.owner[r], by_share=cheapest)
+
+    def _skip(self) -> bool:
+        return self.chance.below(100) < self.noise
+
+    def construct(self) -> None:
+        """The best of several orders; one when the problem is large and the budget is not."""
+        best: tuple[Mark, list[Spot]] | None = None
+        allowance = max(SMALL, self.effort.limit // 4)
+        for name, order, cheapest in self.orders():
+            if best is not None:
+                if len(self.free) * 2 > allowance or self.effort.stopped or self.settled(best[0]):
+                    break
+                if name in ("cheapest", "scarce-cheapest") and len(self.board.index.open) == 1:
+                    continue
+                for r in self.free:
+                    self.take(r)
+            self.place_all(order, cheapest)
+            self.effort.spend(len(order))
+            allowance -= len(order)
+            mark = self.mark()
+            if best is None or mark < best[0]:
+                best = (mark, self.spots())
+        if best is not None:
+            self.restore(best[1])
+
+    def settled(self, mark: Mark) -> bool:
+        """Whether nothing can be better: all placed on GPUs that were open before."""
+        return not mark[0] and mark[2] == 0 and mark[3] == 0
+
+    # --------------------------------------------------------------------------------------------------- improvement
+    def improve(self, floor: int) -> None:
+        """Take out what lies on a few GPUs and place it again, keep what is not worse; stops at the proven minimum."""
+        if not self.free:
+            return
+        now = self.mark()
+        best = (now, self.spots())
+        idle = 0
+        while self.effort.spend(1):
+            if not now[0] and now[2] == 0 and now[3] <= floor:
+                break
+            taken = self._choose()
+            saved = [(r, self.take(r)) for r in taken]
+            self._put_back(taken)
+            self.effort.spend(len(taken))
+            after = self.mark()
+            if after <= now:
+                idle = 0 if after[:5] < now[:5] else idle + 1
+                now = after
+                if now < best[0]:
+                    best = (now, self.spots()) if now[:5] < best[0][:5] else best
+            else:
+                idle += 1
+                for r in taken:
+                    self.take(r)
+                for r, spot in saved:
+                    if spot:
+                        self.put(r, spot)
+        if best[0] < now:
+            self.restore(best[1])
+
+    def _choose(self) -> list[int]:
+        """Free replicas on one badly used GPU and on a few others, and some of the unplaced."""
+        board, chance = self.board, self.chance
+        gpus: list[int] = []
+        for _ in range(1 + chance.below(8)):
+            candidates = [chance.one_of(self.free) for _ in range(3 if not gpus else 1)]
+            spots = [board.spot[r] for r in candidates if board.spot[r]]
+            if not spots:
+                continue
+            spot = max(spots, key=lambda s: board.promise[s[0]])
+            if chance.below(4) == 0:
+                gpus += [g for g in board.host_gpus[board.host[spot[0]]] if board.island[g] == board.island[spot[0]]]
+            else:
+                gpus += spot
+        free = self._is_free
+        taken = dict.fromkeys(r for g in gpus for r in board.tenants[g] if free(r))
+        waiting = sorted(self.unplaced)
+        if waiting:
+            for _ in range(min(8, len(waiting))):
+                taken[chance.one_of(waiting)] = None
+        return list(taken)
+
+    def _is_free(self, r: int) -> bool:
+        board = self.board
+        return not (board.runs[r] and board.spot[r] == board.home[r]) and not board.fixed[r]
+
+    def _put_back(self, taken: list[int]) -> None:
+        board, chance = self.board, self.chance
+        self.noise = chance.below(4) * 6
+        blur = 1 + chance.below(3) * 20
+        cheapest = chance.below(3) == 0
+
+        def rank(r: int) -> tuple[int, int, int]:
+            w = board.owner[r]
+            volume = self.largest[w] * (100 + chance.below(blur))
+            return (-board.priority[w], -board.size[w], -volume)
+
+        self.place_all(sorted(taken, key=rank), cheapest)
+        self.noise = 0

@@ -1,0 +1,101 @@
+"""`cotenant pack problem.json`: packs one problem file and prints the answer as JSON; no cluster is asked or touched."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import yaml
+
+from cotenant.core.packing import pack
+from cotenant.core.problemfile import ProblemFile, answer, read_problem
+from cotenant.errors import CotenantError, InvalidSpec
+
+STEPS_PER_SECOND = 8000
+"""What the search does in a second on a slow core (2 cores shared, Python 3.11: 15,000 to 25,000). Seconds become
+steps, so that equal files, seeds and seconds give equal plans; the clock only ends what is slower than that."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command line takes."""
+    parser.add_argument("problem", help="problem file, JSON or YAML; - reads standard input")
+    parser.add_argument("--seconds", type=_seconds, default=2.0, help="improvement budget (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal plans (default: 0)")
+    parser.add_argument(
+        "--solver", choices=("auto", "none", "cp-sat"), default="auto",
+        help="exact help by OR-tools CP-SAT: auto uses it where it is installed (default: auto)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--moves", type=_count, help="running replicas that may be disturbed to place others (default: any number)"
+    )
+    parser.add_argument(
+        "--move-equals", action="store_true", help="replicas of equal priority may be moved too, never displaced"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Exit status 0, also when replicas are unplaced: that is an answer. 2 and a message when the file is wrong."""
+    parser = argparse.ArgumentParser(prog="cotenant pack", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> int:
+    """The same for arguments that are parsed already."""
+    try:
+        file = read_problem(load(options.problem))
+        print(json.dumps(solve(file, options), indent=1))
+    except CotenantError as e:
+        print(f"{options.problem}: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def solve(file: ProblemFile, options: argparse.Namespace) -> dict[str, object]:
+    """The answer with the seconds it took."""
+    began = time.monotonic()
+    problem = replace(
+        file.problem,
+        seed=options.seed,
+        iterations=int(options.seconds * STEPS_PER_SECOND),
+        moves=len(file.problem.running) if options.moves is None else options.moves,
+        move_equals=options.move_equals,
+    )
+    plan = pack(problem, lambda: time.monotonic() - began < options.seconds)
+    return {**answer(plan, file), "seconds": round(time.monotonic() - began, 3)}
+
+
+def load(name: str) -> object:
+    """The file as plain data; InvalidSpec says what is wrong with it."""
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise InvalidSpec("problem", f"cannot be read: {e}") from e
+    try:
+        return cast(object, json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text))
+    except json.JSONDecodeError as e:
+        try:  # a YAML mapping may be written in braces too
+            return cast(object, yaml.safe_load(text))
+        except yaml.YAMLError:
+            raise InvalidSpec("problem", f"is not JSON: {e}") from e
+    except yaml.YAMLError as e:
+        raise InvalidSpec("problem", f"is not YAML: {' '.join(str(e).split())}") from e
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 86_400:
+        raise argparse.ArgumentTypeError("must be from 0 to 86400")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
