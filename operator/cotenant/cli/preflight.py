@@ -7,7 +7,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from cotenant.agent.nvml import NVML, NVMLUnavailable
+from cotenant.agent.nvml import NVML, NVMLUnavailableError
 
 TERMINATION_LOG = Path("/dev/termination-log")
 """Where the kubelet reads a container's last words from (its default path)."""
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     nvml = NVML()
     try:
         seen = "".join(f"{device.uuid}\n" for device in nvml.read().devices)
-    except NVMLUnavailable as error:
+    except NVMLUnavailableError as error:
         # a container that was given no GPU was given no driver library either
         seen = ""
         print(error, file=sys.stderr)
