@@ -1,0 +1,1 @@
+"""`make demo`: a simulated cluster, the controller, and two models on one GPU."""
