@@ -7,7 +7,8 @@ import contextlib
 import sys
 from pathlib import Path
 
-from cotenant.agent.nvml import NVML, NVMLUnavailableError
+from cotenant.agent.nvml import NVML
+from cotenant.errors import CotenantError
 
 TERMINATION_LOG = Path("/dev/termination-log")
 """Where the kubelet reads a container's last words from (its default path)."""
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
     nvml = NVML()
     try:
         seen = "".join(f"{device.uuid}\n" for device in nvml.read().devices)
-    except NVMLUnavailableError as error:
+    except CotenantError as error:
         # a container that was given no GPU was given no driver library either
         seen = ""
         print(error, file=sys.stderr)
