@@ -74,7 +74,7 @@ _STEPS = (
     (24 * GIB, Defaults(max_num_seqs=64, max_num_batched_tokens=2048, max_capture_size=64, images=2, videos=0)),
     (48 * GIB, Defaults(max_num_seqs=128, max_num_batched_tokens=4096, max_capture_size=128, images=4, videos=1)),
 )
-_LARGE = Defaults(max_num_seqs=256, max_num_batched_tokens=8192, max_capture_size=256, images=8, videos=1)
+LARGE = Defaults(max_num_seqs=256, max_num_batched_tokens=8192, max_capture_size=256, images=8, videos=1)
 
 
 def defaults(share: int) -> Defaults:
@@ -87,7 +87,7 @@ def defaults(share: int) -> Defaults:
     for below, fitting in _STEPS:
         if share < below:
             return fitting
-    return _LARGE
+    return LARGE
 
 
 def settle(engine: Engine, sizing: Sizing) -> Engine:
