@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from cotenant.core.snapshot import Model, Placement, Policy
 
+SUCCESSOR = "-b"
+
 
 @dataclass(frozen=True, slots=True)
 class Issue:
@@ -44,6 +46,15 @@ class Wanted:
     def pod_name(self, index: int) -> str:
         """Name of one replica's pod: the same at every try, so that a repeated create cannot make a twin."""
         return f"{self.base}-{index}"
+
+    def successor_name(self, index: int, current: str) -> str:
+        """Name of the pod that takes over from `current`: there are two names, in turn."""
+        plain = self.pod_name(index)
+        return plain if current != plain else plain + SUCCESSOR
+
+    def pod_names(self, index: int) -> tuple[str, str]:
+        """Both names a replica's pods may have."""
+        return self.pod_name(index), self.pod_name(index) + SUCCESSOR
 
 
 @dataclass(frozen=True, slots=True)

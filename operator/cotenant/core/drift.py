@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from cotenant.core.demand import Demands
+from cotenant.core.demand import SUCCESSOR, Demands
 from cotenant.core.inventory import Inventory
 from cotenant.core.memo import Memo
 from cotenant.core.planning import Assigned, NoPlace, Replica
@@ -45,7 +45,7 @@ class Start:
 
     replica: Replica
     allocation: Allocation
-    suffix: str = ""
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ def drift(
 ) -> Changes:
     """Differences between the plan and the pods. `recorded` are uids of dead pods whose death the status has taken down."""
     by_pod = {replica.pod.uid: replica for replica in replicas if replica.pod}
+    successors = {replica.key: replica for replica in replicas if replica.successor}
     known = {f"{w.placement.namespace}/{w.placement.name}" for w in demands.wanted}
     owners = {w.placement.uid for w in demands.wanted}
     leaves: list[Leave] = []
@@ -79,15 +80,19 @@ def drift(
         leave = (
             _unwanted(pod, demands)
             if replica is None
-            else _differs(pod, replica, places, demands, inventory, policy, recorded, memo)
+            else _differs(pod, replica, places, demands, inventory, policy, recorded, memo, successors)
         )
         if leave is not None:
             leaves.append(leave)
     starts = []
+    serving = {replica.key: replica.pod.name for replica in replicas if replica.pod}
     for replica in replicas:
         place = places.get(replica.key)
         if replica.pod is None and isinstance(place, Assigned) and replica.wanted.key not in demands.blocked:
-            starts.append(Start(replica, place.allocation))
+            current = serving.get(replica.key.removesuffix("+"), "") if replica.successor else ""
+            starts.append(
+                Start(replica, place.allocation, replica.wanted.successor_name(replica.index, current or SUCCESSOR))
+            )
     return Changes(tuple(leaves), tuple(starts))
 
 
@@ -121,6 +126,7 @@ def _differs(
     policy: Policy,
     recorded: frozenset[str],
     memo: Memo,
+    successors: dict[str, Replica],
 ) -> Leave | None:
     here = pod.allocation.node if pod.allocation else pod.node or ""
     machine = inventory.machines.get(here)
@@ -137,11 +143,23 @@ def _differs(
     if replica.wanted.key in demands.blocked:
         return None
     place = places.get(replica.key)
-    if isinstance(place, NoPlace):
-        return Leave(pod, place.reason, place.message, _pace(pod, Pace.QUIET), replica=replica)
-    if place is None:
+    if isinstance(place, NoPlace) and place.displaced:
+        return Leave(pod, "Displaced", place.message, _pace(pod, Pace.QUIET), replica=replica)
+    if not isinstance(place, Assigned):
         return None
-    return _changed(pod, replica, place.allocation, policy, memo)
+    changed = _changed(pod, replica, place.allocation, policy, memo)
+    if changed is None or changed.pace is not Pace.BUDGET or replica.successor:
+        return changed
+    return _succeeded(changed, successors.get(f"{replica.key}+"), places)
+
+
+def _succeeded(leave: Leave, successor: Replica | None, places: dict[str, Assigned | NoPlace]) -> Leave | None:
+    """With a successor that has a place, the old one serves until the new one does."""
+    if successor is None or not (successor.pod or isinstance(places.get(successor.key), Assigned)):
+        return leave
+    if successor.pod and successor.pod.ready:
+        return replace(leave, reason="Replaced", message=f"{successor.pod.name} serves in its place", pace=Pace.QUIET)
+    return None
 
 
 def _changed(pod: Pod, replica: Replica, allocation: Allocation, policy: Policy, memo: Memo) -> Leave | None:
@@ -186,3 +204,13 @@ def overdue(pod: Pod, policy: Policy, now: float) -> str:
         return pod.blocked
     # the startup probe ends it first where a kubelet runs; this is for the rest
     return f"not ready after {age:.0f} s" if age > policy.start_timeout + 60 else ""
+
+
+def outdated(replica: Replica, utilization: str, policy: Policy) -> bool:
+    """Whether the pod of a replica would have to be replaced where it is, were it given this flag by the present spec."""
+    pod = replica.pod
+    if pod is None or pod.allocation is None or pod.hash.split("-")[0] != HASH_VERSION:
+        return False
+    return pod.hash != allocated_hash(
+        model_wish(replica.wanted.model, policy), replace(pod.allocation, utilization=utilization)
+    )

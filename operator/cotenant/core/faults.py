@@ -67,11 +67,13 @@ def faults(snapshot: Snapshot, demands: Demands) -> Faults:
     for wanted in demands.wanted:
         before = {fault.index: fault for fault in wanted.placement.status.faults if fault.model == wanted.model.name}
         for index in range(wanted.model.replicas):
-            pod = pods.get((wanted.placement.namespace, wanted.pod_name(index), wanted.placement.uid))
-            fault = before.get(index)
-            if fault is not None and pod is not None and fault.uid == pod.uid:
-                recorded.add(pod.uid)
-            after = _after(snapshot, wanted, pod, fault, recorded, events, judged)
+            names = ((wanted.placement.namespace, name, wanted.placement.uid) for name in wanted.pod_names(index))
+            mine = [pods[name] for name in names if name in pods]
+            after = before.get(index)
+            recorded.update(pod.uid for pod in mine if after is not None and after.uid == pod.uid)
+            candidates: list[Pod | None] = [*mine] or [None]
+            for pod in candidates:
+                after = _after(snapshot, wanted, pod, after, recorded, events, judged)
             if after is not None:
                 of[f"{wanted.key}/{index}"] = after
                 by_model.setdefault(wanted.key, []).append(after)

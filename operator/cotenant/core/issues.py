@@ -12,7 +12,7 @@ def impossible(
 ) -> dict[str, tuple[Issue, ...]]:
     """What only a change of the spec can put right: the spec's own issues, and asks no managed node could ever meet."""
     found = {owner: list(issues) for owner, issues in demands.issues.items()}
-    lacking = {r.wanted.key for r in replicas if isinstance(places.get(r.key), NoPlace)}
+    lacking = {r.wanted.key for r in replicas if not r.successor and isinstance(places.get(r.key), NoPlace)}
     nodes_said: set[str] = set()
     for wanted in demands.wanted:
         if wanted.key not in lacking or not machines.machines:

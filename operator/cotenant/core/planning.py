@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from cotenant.core.demand import Wanted
 from cotenant.core.inventory import Inventory, Machine
 from cotenant.core.ledger import Account
-from cotenant.core.packing import Bin, Demand, Host, Placed, Plan, Problem, Running, Workload, pack
+from cotenant.core.packing import Bin, Demand, Host, Placed, Problem, Running, Workload, pack
 from cotenant.core.share import SCALE, Auto, Bytes, Percent, Share, gib
 from cotenant.core.snapshot import Allocation, Labels, Model, Pod, Policy, matches
 
@@ -28,11 +28,13 @@ class Replica:
     """GPUs it failed on."""
     wait_for_free: int = 0
     """Bytes that must be free on each GPU before its next start."""
+    successor: bool = False
+    """It is to take over from the pod that serves now, which leaves once this one is ready (SurgeIfRoom)."""
 
     @property
     def key(self) -> str:
-        """`namespace/placement/model/index`."""
-        return f"{self.wanted.key}/{self.index}"
+        """`namespace/placement/model/index`, of a successor with a mark."""
+        return f"{self.wanted.key}/{self.index}" + ("+" if self.successor else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class NoPlace:
     message: str
     waiting: bool = False
     """It has a place, or will have one without anybody's doing."""
+    displaced: bool = False
+    """A replica of higher priority has its place: it must leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +55,6 @@ class Assigned:
 
     allocation: Allocation
     moved_from: Allocation | None = None
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """The plan in terms of replicas."""
-
-    places: dict[str, Assigned | NoPlace] = field(default_factory=dict)
-    plan: Plan | None = None
 
 
 _REASONS = {
@@ -76,6 +72,9 @@ _REASONS = {
 }
 """The packer's codes in the words of conditions."""
 
+_LAST = -(10**9)
+"""A successor takes nobody's place: what it replaces still serves."""
+
 ShareOf = Callable[[Replica, Machine], Share | NoPlace]
 """The share a replica asks for on a machine, `auto` resolved."""
 
@@ -91,14 +90,41 @@ def assign(
     orphans: tuple[Pod, ...] = (),
     *,
     iterations: int = 0,
-) -> Assignment:
-    """A place or a reason for every replica. `usable` says why a GPU may not be planned on ('' = it may), `cost` what opening it costs."""
+) -> dict[str, Assigned | NoPlace]:
+    """A place or a reason for every replica. `usable` says why a GPU may not be planned on ('' = it may), `cost` what opening it costs.
+
+    What runs and fits nowhere by its new spec runs on as it is, unless a higher priority has its place: it is planned around.
+    """
     staying, packed = _split(replicas, inventory)
-    places: dict[str, Assigned | NoPlace] = dict(staying)
-    kinds = _Kinds(packed, inventory)
-    outside = tuple(replica.pod for replica in replicas if replica.key in staying and replica.pod) + orphans
-    hosts = _hosts(inventory, ledger, usable, cost, kinds, outside, policy)
-    groups = _groups(packed)
+    kept: dict[str, NoPlace] = {}
+    while True:
+        kinds = _Kinds(packed, inventory)
+        there = staying.keys() | kept.keys()
+        outside = tuple(replica.pod for replica in replicas if replica.key in there and replica.pod) + orphans
+        hosts = _hosts(inventory, ledger, usable, cost, kinds, outside, policy)
+        places = _packed(packed, hosts, kinds, inventory, policy, share_of, iterations)
+        homeless = {r.key: place for r in packed if _runs_on(r, place := places[r.key]) and isinstance(place, NoPlace)}
+        if not homeless:
+            return {**staying, **kept, **places}
+        kept |= homeless
+        packed = [replica for replica in packed if replica.key not in homeless]
+
+
+def _runs_on(replica: Replica, place: Assigned | NoPlace) -> bool:
+    return isinstance(place, NoPlace) and not place.displaced and replica.pod is not None and replica.pod.is_alive
+
+
+def _packed(
+    replicas: list[Replica],
+    hosts: tuple[Host, ...],
+    kinds: _Kinds,
+    inventory: Inventory,
+    policy: Policy,
+    share_of: ShareOf,
+    iterations: int,
+) -> dict[str, Assigned | NoPlace]:
+    places: dict[str, Assigned | NoPlace] = {}
+    groups = _groups(replicas)
     workloads: list[Workload] = []
     running: list[Running] = []
     for key, members in groups.items():
@@ -122,8 +148,9 @@ def assign(
         places[member.key] = _assigned(member, placed, inventory, policy, share_of)
     for unplaced in plan.unplaced:
         member = groups[unplaced.workload][unplaced.replica]
-        places[member.key] = NoPlace(_REASONS.get(unplaced.reason.code, unplaced.reason.code), unplaced.reason.text)
-    return Assignment(places, plan)
+        why = unplaced.reason
+        places[member.key] = NoPlace(_REASONS.get(why.code, why.code), why.text, displaced=bool(why.displaced_by))
+    return places
 
 
 def _split(replicas: list[Replica], inventory: Inventory) -> tuple[dict[str, Assigned], list[Replica]]:
@@ -144,7 +171,7 @@ def _groups(replicas: list[Replica]) -> dict[str, list[Replica]]:
     """Replicas that ask for the same, by workload key; one whose remedies changed its ask stands alone."""
     groups: dict[str, list[Replica]] = {}
     for replica in replicas:
-        alone = replica.share is not None or replica.avoid
+        alone = replica.share is not None or replica.avoid or replica.successor
         groups.setdefault(replica.key if alone else replica.wanted.key, []).append(replica)
     return groups
 
@@ -245,7 +272,7 @@ def _workload(key: str, members: list[Replica], kinds: _Kinds, policy: Policy, s
         gpus=model.tensor_parallel,
         demands=tuple(demands),
         spread=model.spread,
-        priority=model.priority,
+        priority=_LAST if first.successor else model.priority,
         headroom=headroom(wanted, policy),
         cpu=model.cpu if model.cpu is not None else policy.default_cpu,
         memory=model.memory if model.memory is not None else policy.default_memory,
@@ -343,7 +370,6 @@ def share_text(share: Share, memory: int) -> str:
 __all__ = [
     "SCALE",
     "Assigned",
-    "Assignment",
     "NoPlace",
     "Replica",
     "assign",

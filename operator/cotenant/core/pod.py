@@ -114,7 +114,7 @@ def engine_pod(
     policy: Policy,
     injection: Injection,
     tuning: Tuning | None = None,
-    suffix: str = "",
+    name: str = "",
 ) -> Manifest:
     """The pod that runs one replica on its GPUs."""
     model = wanted.model
@@ -195,7 +195,7 @@ def engine_pod(
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
-            "name": wanted.pod_name(index) + suffix,
+            "name": name or wanted.pod_name(index),
             "namespace": wanted.placement.namespace,
             "labels": labels(wanted) | {REPLICA_LABEL: str(index), ROLE_LABEL: "engine"},
             "annotations": {

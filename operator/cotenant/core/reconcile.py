@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cotenant.core.binding import Binding, Pinned
 from cotenant.core.decision import Apply, Create, Decision, Delete, GPUFigures
 from cotenant.core.demand import Demands, demand
-from cotenant.core.drift import drift
+from cotenant.core.drift import drift, outdated
 from cotenant.core.faults import Faults, faults
-from cotenant.core.inventory import Machine, inventory
+from cotenant.core.inventory import Inventory, Machine, inventory
 from cotenant.core.issues import impossible
 from cotenant.core.ledger import Account, accounts
 from cotenant.core.memo import Memo
@@ -17,7 +19,7 @@ from cotenant.core.pod import engine_pod, service, service_hash
 from cotenant.core.report import states, statuses
 from cotenant.core.rollout import Admitted, admit
 from cotenant.core.share import Auto, Share
-from cotenant.core.snapshot import Pod, Snapshot
+from cotenant.core.snapshot import Pod, Policy, RolloutStrategy, Snapshot
 from cotenant.core.status import ModelState
 
 
@@ -30,10 +32,10 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     ledger = accounts(machines.devices, pods)
     binding = Pinned(snapshot, machines)
     troubles = faults(snapshot, demands)
-    replicas = _replicas(snapshot, demands, troubles)
+    replicas = _replicas(snapshot, demands, machines, troubles)
     hopeful = [replica for replica in replicas if not _given_up(replica, troubles)]
     orphans = _orphans(snapshot, demands)
-    places = assign(hopeful, machines, ledger, binding.unusable, binding.cost, policy, share_of, orphans).places
+    places = assign(hopeful, machines, ledger, binding.unusable, binding.cost, policy, share_of, orphans)
     changes = drift(replicas, places, pods, demands, machines, policy, troubles.recorded, memo)
     retry_at = {key: fault.retry_at for key, fault in troubles.of.items()}
     admitted = admit(changes, replicas, pods, ledger, binding.pending, retry_at, snapshot.now)
@@ -69,14 +71,44 @@ def _phases(models: dict[str, list[ModelState]]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(phases.items()))
 
 
-def _replicas(snapshot: Snapshot, demands: Demands, troubles: Faults) -> list[Replica]:
+def _replicas(snapshot: Snapshot, demands: Demands, machines: Inventory, troubles: Faults) -> list[Replica]:
+    """Every replica that is wanted with its pod, and the successors of those that are to be replaced without a gap."""
     pods = {(pod.namespace, pod.name, pod.owner_uid): pod for pod in snapshot.pods}
     out = []
     for wanted in demands.wanted:
+        placement = wanted.placement
+        surging = 0
         for index in range(wanted.model.replicas):
-            pod = pods.get((wanted.placement.namespace, wanted.pod_name(index), wanted.placement.uid))
-            out.append(troubles.applied(Replica(wanted, index, pod)))
+            names = ((placement.namespace, name, placement.uid) for name in wanted.pod_names(index))
+            found = sorted((pods[name] for name in names if name in pods), key=_seniority)
+            replica = troubles.applied(Replica(wanted, index, found[0] if found else None))
+            out.append(replica)
+            if placement.strategy is not RolloutStrategy.SURGE_IF_ROOM or surging >= placement.max_unavailable:
+                continue
+            if len(found) > 1 or _to_be_replaced(replica, machines, troubles, snapshot.policy):
+                surging += 1
+                out.append(replace(replica, pod=found[1] if len(found) > 1 else None, successor=True))
     return out
+
+
+def _seniority(pod: Pod) -> tuple[bool, bool, float, str]:
+    return (not pod.is_alive, not pod.ready, pod.created, pod.name)
+
+
+def _to_be_replaced(replica: Replica, machines: Inventory, troubles: Faults, policy: Policy) -> bool:
+    """It serves by an older spec, and the new one has not failed yet."""
+    pod = replica.pod
+    if pod is None or pod.allocation is None or not pod.ready or pod.deleting:
+        return False
+    fault = troubles.of.get(replica.key)
+    machine = machines.machines.get(pod.allocation.node)
+    if machine is None or (fault is not None and fault.failed):
+        return False
+    share = share_of(replica, machine)
+    if isinstance(share, NoPlace | Auto):
+        return False
+    smallest = min((device.usable for device in machine.devices), default=0)
+    return outdated(replica, str(share.utilization(smallest)), policy)
 
 
 def _orphans(snapshot: Snapshot, demands: Demands) -> tuple[Pod, ...]:
@@ -119,7 +151,7 @@ def _changes(
             snapshot.policy,
             binding.injection(allocation, ENGINE_CONTAINER),
             troubles.tuning(start.replica),
-            start.suffix,
+            start.name,
         )
         message = f"{wanted.model.name}-{start.replica.index} starts on {allocation.node} {', '.join(allocation.gpus)} with {allocation.utilization}"
         creates.append(Create(pod, "Starting", message, (placement.namespace, placement.name, placement.uid)))

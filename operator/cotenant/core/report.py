@@ -40,6 +40,8 @@ def states(
     started = {start.replica.key: start for start in admitted.starts}
     by_model: dict[str, list[ReplicaState]] = {}
     for replica in replicas:
+        if replica.successor:
+            continue
         wanted = replica.wanted
         fault = troubles.of.get(replica.key)
         refusal = refusals.get((wanted.placement.namespace, wanted.pod_name(replica.index)), "")
@@ -48,7 +50,7 @@ def states(
             state = replace(
                 state,
                 phase="Starting",
-                pod=wanted.pod_name(replica.index),
+                pod=started[replica.key].name,
                 reason="Starting",
                 message="its pod is being created",
             )

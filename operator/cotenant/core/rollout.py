@@ -84,7 +84,7 @@ def admit(
         if why is not None:
             waits[start.replica.key] = why
             continue
-        turns.start(start.allocation, start.replica.wanted.pod_name(start.replica.index))
+        turns.start(start.allocation, start.name)
         starts.append(start)
     return Admitted(tuple(leaves), tuple(starts), waits, min(wake, default=None))
 
@@ -108,6 +108,8 @@ class _Budget:
         ready: dict[str, int] = {}
         wanted = {}
         for replica in replicas:
+            if replica.successor:
+                continue
             key = replica.wanted.key
             wanted[key] = replica.wanted
             ready[key] = ready.get(key, 0) + bool(replica.pod and replica.pod.ready and not replica.pod.deleting)

@@ -27,6 +27,13 @@ class ReplicaState:
     message: str = ""
     settles: bool = True
     """It changes by itself; False = only a change by somebody brings it on."""
+    outdated: bool = False
+    """It serves, but not as the spec now says."""
+
+    @property
+    def is_done(self) -> bool:
+        """It serves as the spec says."""
+        return self.phase == READY and not self.outdated
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,17 @@ def replica_state(
                 replica.index, LEAVING, pod.name, pod.allocation, reason or "Leaving", message or "its pod is leaving"
             )
         if pod.ready:
-            return ReplicaState(replica.index, READY, pod.name, pod.allocation, reason, message)
+            kept = isinstance(place, NoPlace)
+            return ReplicaState(
+                replica.index,
+                READY,
+                pod.name,
+                pod.allocation,
+                reason,
+                message,
+                settles=not kept,
+                outdated=note is not None,
+            )
         blocked = pod.blocked_reason or "Starting", pod.blocked or "its engine is starting"
         return ReplicaState(replica.index, STARTING, pod.name, pod.allocation, *blocked)
     if fault is not None and fault.failed:
@@ -119,11 +136,10 @@ def _conditions(
     placement: Placement, models: list[ModelState], issues: tuple[Issue, ...], notices: list[Notice], now: float
 ) -> list[Manifest]:
     named = [(model.wanted.model.name, state) for model in models for state in model.replicas]
-    not_ready = [(name, state) for name, state in named if state.phase != READY]
+    undone = [(name, state) for name, state in named if not state.is_done]
     unplaced = [(name, state) for name, state in named if state.phase == UNPLACED]
-    stuck = [(name, state) for name, state in not_ready if not state.settles]
-    moving = [(name, state) for name, state in not_ready if state.settles]
-    updating = [(name, state) for name, state in named if state.phase == READY and state.reason]
+    stuck = [(name, state) for name, state in undone if not state.settles]
+    moving = [(name, state) for name, state in undone if state.settles]
     out: list[tuple[str, str, str, str]] = []
     worst = stuck or moving
     if issues:
@@ -147,8 +163,8 @@ def _conditions(
         out.append(("Stalled", "True", "InvalidSpec", _issue_text(issues)))
     elif stuck and not moving:
         out.append(("Stalled", "True", _reason(stuck[0][1]), _said(stuck)))
-    if moving or (updating and not stuck):
-        out.append(("Reconciling", "True", _reason((moving or updating)[0][1]), _said(moving or updating)))
+    if moving:
+        out.append(("Reconciling", "True", _reason(moving[0][1]), _said(moving)))
     out += [(notice.type, "True", notice.reason, notice.message) for notice in notices]
     return [_condition(placement, *said, now) for said in out]
 
