@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd
 
 from cotenant.core.board import Board
@@ -194,7 +195,7 @@ def _classes(board: Board, least: int, whole: bool) -> tuple[list[BinClass], lis
     while len(keys) > MAX_CLASSES:
         pairs = [
             (a[:3] != b[:3], (b[3] - a[3]) * len(groups[a]), at)
-            for at, (a, b) in enumerate(zip(keys, keys[1:], strict=False))
+            for at, (a, b) in enumerate(pairwise(keys))
             if a[:2] == b[:2]
         ]
         if not pairs:

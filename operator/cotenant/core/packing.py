@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cotenant.core.board import Board
+from cotenant.core.bound import Bound, Relaxation
+from cotenant.core.exact import MAX_FREE, MAX_GPUS, Fitting
+from cotenant.core.making_room import MakingRoom
 from cotenant.core.pins import pin
 from cotenant.core.problem import (
     Bin,
@@ -29,6 +32,11 @@ __all__ = [
     "Workload", "pack",
 ]  # fmt: skip
 
+EXACT_NODES = 3000
+"""Nodes of the proof that everything fits without a move, about a second at the most."""
+REPAIR_STEPS = 1500
+"""Placements tried to place more without a move where the proof is out of reach."""
+
 
 def pack(problem: Problem, keep_going: Callable[[], bool] | None = None) -> Plan:
     """The plan for this problem: what runs stays, the rest goes where it costs least, highest priority first.
@@ -39,13 +47,56 @@ def pack(problem: Problem, keep_going: Callable[[], bool] | None = None) -> Plan
     board = Board(problem)
     pin(board)
     effort = Effort(problem.iterations, keep_going)
-    search = Search(board, board.unplaced(), effort, problem.seed)
+    free = board.unplaced()
+    search = Search(board, free, effort, problem.seed)
     search.construct()
-    search.improve(0)
-    return publish(board, effort)
+    relaxation = None
+    place_without_moves(search)
+    # what an over-committed GPU gave up was a choice: with another one the least cost may be another
+    if problem.iterations and not any(board.runs[r] and board.home[r] for r in free):
+        relaxation = relax(board, search, whole=not board.splits)
+    room = MakingRoom(search)
+    if search.unplaced and problem.moves:
+        room.run()
+    search.improve(relaxation.bound(board, sorted(search.unplaced)).cost if relaxation else 0)
+    if room.disturbed:
+        room.go_home()
+    bound = relaxation.bound(board, sorted(search.unplaced)) if relaxation and not room.disturbed else None
+    return publish(board, effort, room.disturbed, bound)
 
 
-def publish(board: Board, effort: Effort) -> Plan:
+def relax(board: Board, search: Search, whole: bool) -> Relaxation:
+    """The relaxation of the problem with what runs in place, solved within a third of the effort."""
+    spots = search.spots()
+    for r in search.free:
+        search.take(r)
+    relaxation = Relaxation(board, search.free, whole)
+    search.restore(spots)
+    relaxation.solve(board, search.free, 1000, lambda: search.effort.spend(10))
+    return relaxation
+
+
+def place_without_moves(search: Search) -> None:
+    """When something is unplaced: look for a place for everything before anything that runs is touched."""
+    board = search.board
+    if not search.unplaced:
+        return
+    spots, before = search.spots(), search.mark()
+    for r in search.free:
+        search.take(r)
+    hopeless = {w for w in {board.owner[r] for r in search.free} if not board.index.spot(w)}
+    hopeful = [r for r in search.free if board.owner[r] not in hopeless]
+    if len(board.uuid) <= MAX_GPUS and len(hopeful) <= MAX_FREE:
+        fitting = Fitting(board, hopeful, EXACT_NODES)
+        if fitting.place():
+            search.unplaced.difference_update(hopeful)
+            return
+    search.restore(spots)
+    if hopeful and search.mark() == before:
+        search.repair(REPAIR_STEPS)
+
+
+def publish(board: Board, effort: Effort, disturbed: dict[int, int], bound: Bound | None) -> Plan:
     """What the board shows, as a plan."""
     placed = []
     for r, spot in enumerate(board.spot):
@@ -54,12 +105,23 @@ def publish(board: Board, effort: Effort) -> Plan:
             host = board.hosts[board.host[spot[0]]].name
             moved = board.runs[r] and spot != board.home[r]
             gpus = board.as_run.get(r, ()) if not moved else ()
-            placed.append(Placed(workload, board.number[r], host, gpus or tuple(board.uuid[g] for g in spot), moved))
+            moved_for = board.workloads[disturbed[r]].key if moved and r in disturbed else ""
+            placed.append(
+                Placed(workload, board.number[r], host, gpus or tuple(board.uuid[g] for g in spot), moved, moved_for)
+            )
     unplaced = []
-    reasons: dict[tuple[int, bool], Reason] = {}
+    reasons: dict[tuple[int, str], Reason] = {}
     for r in board.unplaced():
         w = board.owner[r]
-        if (w, board.runs[r]) not in reasons:
-            reasons[w, board.runs[r]] = why_not(board, r)
-        unplaced.append(Unplaced(board.workloads[w].key, board.number[r], reasons[w, board.runs[r]]))
-    return Plan(tuple(placed), tuple(unplaced), board.key(), effort=effort.spent)
+        displaced_by = board.workloads[disturbed[r]].key if r in disturbed else ""
+        if (w, displaced_by) not in reasons:
+            reasons[w, displaced_by] = why_not(board, r, displaced_by)
+        unplaced.append(Unplaced(board.workloads[w].key, board.number[r], reasons[w, displaced_by]))
+    return Plan(
+        tuple(placed),
+        tuple(unplaced),
+        board.key(),
+        bound=bound.cost if bound else None,
+        bound_method=bound.method if bound else "",
+        effort=effort.spent,
+    )

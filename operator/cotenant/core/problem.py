@@ -80,6 +80,8 @@ class Placed:
     host: str
     gpus: tuple[str, ...]
     moved: bool = False
+    moved_for: str = ""
+    """The workload that needed its room, where it could have stayed."""
 
 
 @dataclass(frozen=True, slots=True)

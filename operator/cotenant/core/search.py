@@ -182,6 +182,14 @@ class Search:
         if best[0] < now:
             self.restore(best[1])
 
+    def repair(self, steps: int) -> None:
+        """Improve until everything is placed or the steps are spent, beside the caller's budget."""
+        budget = self.effort
+        self.effort = Effort(steps, budget.keep_going)
+        self.improve(1 << 62)
+        budget.spent += self.effort.spent
+        self.effort = budget
+
     def _choose(self) -> list[int]:
         """Free replicas on one badly used GPU and on a few others, and some of the unplaced."""
         board, chance = self.board, self.chance
