@@ -1,0 +1,184 @@
+"""What the whole decision promises, one rule a test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cotenant.core.memo import Memo
+from cotenant.core.reconcile import reconcile
+from cotenant.core.share import GIB
+from cotenant.core.snapshot import RolloutStrategy, Stranger
+from tests.core.builders import Cluster, model, node, placement
+
+
+def flags(cluster: Cluster) -> dict[str, str]:
+    return {pod.name: pod.args[pod.args.index("--gpu-memory-utilization") + 1] for pod in cluster.pods.values()}
+
+
+def test_the_founding_case_shares_one_gpu_with_the_promised_flags() -> None:
+    cluster = Cluster([node("n1", memory=95 * GIB)])
+    cluster.apply(placement("sparrow", model("a", "70%"), model("b", "20%"), headroom="10%")).settle()
+    assert flags(cluster) == {"sparrow-a-0": "0.70", "sparrow-b-0": "0.20"}
+    assert cluster.condition("sparrow", "Ready")["status"] == "True"
+
+
+def test_one_engine_starts_at_a_time_on_a_gpu() -> None:
+    cluster = Cluster([node("n1", gpus=2)]).apply(placement("p", model("m", "20%", replicas=6)))
+    for _ in range(20):
+        cluster.step()
+        starting = [pod.allocation.gpus[0] for pod in cluster.pods.values() if not pod.ready and pod.allocation]
+        assert len(starting) == len(set(starting))
+        cluster.ready(*sorted(pod.name for pod in cluster.pods.values() if not pod.ready)[:1])
+    assert cluster.phases("p") == ["Ready"] * 6
+
+
+def test_sixteen_of_45_percent_fill_eight_gpus_and_of_50_percent_eight_run() -> None:
+    full = Cluster([node("n1", gpus=8)]).apply(placement("p", model("m", "45%", replicas=16))).settle()
+    assert full.phases("p") == ["Ready"] * 16
+    half = Cluster([node("n1", gpus=8)]).apply(placement("p", model("m", "50%", replicas=16))).settle()
+    assert sorted(half.phases("p")) == ["Ready"] * 8 + ["Unplaced"] * 8
+    assert "would fit" in half.condition("p", "Stalled")["message"]
+
+
+def test_a_dead_engine_is_taken_down_before_it_is_cleaned_up_and_starts_again_after_its_back_off() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m"))).settle()
+    cluster.die("p-m-0")
+    decision = cluster.step()
+    assert not decision.deletes
+    assert decision.statuses
+    cluster.step()
+    assert cluster.log[-1] == "-p-m-0 EngineEnded"
+    cluster.settle()
+    assert "p-m-0" not in [pod.name for pod in cluster.pods.values()]
+    cluster.now += 15
+    assert cluster.settle().phases("p") == ["Ready"]
+
+
+def test_a_pod_whose_evidence_is_not_read_yet_is_left_alone() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m"))).settle()
+    cluster.die("p-m-0")
+    key = ("default", "p-m-0")
+    ended = cluster.pods[key].ended
+    assert ended is not None
+    cluster.pods[key] = replace(cluster.pods[key], ended=replace(ended, log=None))
+    assert not cluster.step().deletes
+    assert not cluster.step().deletes
+
+
+def test_a_changed_share_replaces_break_before_make_within_the_budget() -> None:
+    cluster = Cluster([node("n1", gpus=3)]).apply(placement("p", model("m", "50%", replicas=3))).settle()
+    cluster.apply(placement("p", model("m", "60%", replicas=3)))
+    for _ in range(20):
+        cluster.step()
+        assert sum(pod.ready for pod in cluster.pods.values()) >= 2
+        cluster.ready()
+    assert set(flags(cluster).values()) == {"0.60"}
+
+
+def test_with_surge_the_old_engine_serves_until_the_new_one_does() -> None:
+    cluster = Cluster([node("n1", gpus=2)])
+    wish = placement("p", model("m", "50%"), strategy=RolloutStrategy.SURGE_IF_ROOM)
+    cluster.apply(wish).settle()
+    cluster.apply(replace(wish, models=(model("m", "60%"),)))
+    for _ in range(10):
+        cluster.step()
+        assert any(pod.ready for pod in cluster.pods.values())
+        cluster.ready()
+    assert flags(cluster) == {"p-m-0-b": "0.60"}
+    cluster.apply(replace(wish, models=(model("m", "30%"),))).settle()
+    assert flags(cluster) == {"p-m-0": "0.30"}
+
+
+def test_with_surge_and_no_room_it_breaks_before_it_makes() -> None:
+    cluster = Cluster([node("n1")])
+    wish = placement("p", model("m", "60%"), strategy=RolloutStrategy.SURGE_IF_ROOM)
+    cluster.apply(wish).settle()
+    cluster.apply(replace(wish, models=(model("m", "70%"),))).settle()
+    assert flags(cluster) == {"p-m-0": "0.70"}
+
+
+def test_a_new_spec_that_fits_nowhere_leaves_the_old_engine_running_and_says_so() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "60%"))).settle()
+    cluster.apply(placement("p", model("m", "99%"))).settle()
+    assert flags(cluster) == {"p-m-0": "0.60"}
+    assert cluster.condition("p", "Ready")["status"] == "False"
+    assert "needs 79.2Gi" in cluster.condition("p", "Stalled")["message"]
+    cluster.apply(placement("p", model("m", "60%"))).settle()
+    assert cluster.condition("p", "Ready")["status"] == "True"
+
+
+def test_a_spec_that_cannot_be_read_touches_nothing() -> None:
+    from cotenant.core.snapshot import Invalid
+
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m"))).settle()
+    cluster.apply(placement("p", invalid=Invalid("spec.models[0].uri", "no such scheme"))).settle()
+    assert [pod.name for pod in cluster.pods.values()] == ["p-m-0"]
+    assert cluster.condition("p", "Stalled")["message"].startswith("spec.models[0].uri: ")
+
+
+def test_higher_priority_takes_the_place_of_lower_and_says_who() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("low", model("m", "60%"))).settle()
+    cluster.apply(placement("high", model("m", "60%", priority=5), created=2.0)).settle()
+    assert [pod.placement for pod in cluster.pods.values()] == ["high"]
+    assert "-low-m-0 Displaced" in cluster.log
+    assert cluster.phases("low") == ["Unplaced"]
+
+
+def test_nothing_is_deleted_beside_a_start() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("a", model("m", "30%"))).settle()
+    cluster.apply(placement("b", model("m", "30%"), created=2.0)).step()
+    cluster.apply(placement("a", replace(model("m", "30%"), replicas=0)))
+    assert not cluster.step().deletes
+    cluster.ready()
+    cluster.step()
+    assert cluster.log[-1] == "-a-m-0 ScaledDown"
+
+
+def test_a_lost_node_gives_its_replicas_to_others_and_is_not_doubled_when_it_comes_back() -> None:
+    cluster = Cluster([node("n1"), node("n2")]).apply(placement("p", model("m"))).settle()
+    home = next(iter(cluster.pods.values())).allocation
+    assert home is not None
+    for position, (kube_node, report) in enumerate(cluster.nodes):
+        if kube_node.name == home.node:
+            cluster.nodes[position] = (replace(kube_node, ready=False, not_ready_since=cluster.now), report)
+    assert not cluster.step().deletes
+    cluster.now += 61
+    cluster.settle()
+    cluster.nodes = [
+        (replace(kube_node, ready=True, not_ready_since=None), report) for kube_node, report in cluster.nodes
+    ]
+    cluster.settle()
+    assert [pod.allocation.node for pod in cluster.pods.values() if pod.allocation] == [
+        {"n1": "n2", "n2": "n1"}[home.node]
+    ]
+
+
+def test_a_stranger_on_the_gpu_is_named_and_blocks_what_no_longer_fits() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "40%"))).settle()
+    kube_node, report = cluster.nodes[0]
+    stranger = Stranger(4711, "python", 30 * GIB, "other/notebook")
+    cluster.nodes[0] = (kube_node, replace(report, devices=(replace(report.devices[0], strangers=(stranger,)),)))
+    cluster.apply(placement("q", model("m", "30%"), created=2.0)).settle()
+    said = cluster.condition("p", "GPUConflict")["message"]
+    assert "4711" in said
+    assert "other/notebook" in said
+    assert cluster.phases("q") == ["Unplaced"]
+
+
+def test_tensor_parallel_takes_distinct_gpus_of_one_node() -> None:
+    cluster = Cluster([node("n1", gpus=2), node("n2", gpus=2)])
+    cluster.apply(placement("p", model("a", "40%", tensor_parallel=2), model("b", "40%", tensor_parallel=2))).settle()
+    for pod in cluster.pods.values():
+        assert pod.allocation is not None
+        assert len({uuid.split("-")[0] for uuid in pod.allocation.gpus}) == 1
+        assert len(set(pod.allocation.gpus)) == 2
+
+
+def test_a_memo_changes_no_decision() -> None:
+    cluster = Cluster([node("n1", gpus=4)]).apply(placement("p", model("m", "30%", replicas=8)))
+    memo = Memo()
+    for _ in range(12):
+        snapshot = cluster.snapshot()
+        assert reconcile(snapshot, memo) == reconcile(snapshot)
+        cluster.step()
+        cluster.ready()
