@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import kopf
+from kopf._core.engines.peering import Identity
 
 from cotenant.controller.sources import Source
 from cotenant.kube import Connection
@@ -132,6 +133,8 @@ class Doorbell:
                     settings=settings_for(self._sources),
                     clusterwide=not self._namespaces,
                     namespaces=self._namespaces,
+                    # kopf would name itself by the user, and a uid chosen by the cluster has no name
+                    identity=Identity("cotenant"),
                     stop_flag=self._stop,
                     ready_flag=self.ready,
                 )
