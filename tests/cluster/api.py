@@ -59,7 +59,8 @@ class _Resource:
 class Api:
     """Reads and writes objects as one user, given by a kubeconfig."""
 
-    def __init__(self, kubeconfig: Path) -> None:
+    def __init__(self, kubeconfig: Path, *, timeout: float = 90.0) -> None:
+        """`timeout`: seconds without a byte after which a request is given up."""
         config = yaml.safe_load(kubeconfig.read_text())
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         self._url = cluster["server"]
@@ -68,6 +69,7 @@ class Api:
             _log_in(context, user)
         self._headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
         self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, block=True, ssl_context=context, retries=False)
+        self._timeout = urllib3.Timeout(timeout)
         self._resources: dict[tuple[str, str], _Resource] = {}
 
     def __enter__(self) -> Self:
@@ -220,10 +222,11 @@ class Api:
         url = f"{self._url}/{path.lstrip('/')}" + (f"?{urlencode(query)}" if query else "")
         headers = {**self._headers, "Content-Type": content_type}
         data = None if body is None else json.dumps(body).encode()
+        timeout = urllib3.Timeout(connect=10) if stream else self._timeout  # a watch may be silent for long
         deadline = time.monotonic() + PATIENCE
         while True:
             response = self._pool.request(
-                method, url, body=data, headers=headers, preload_content=not stream, timeout=urllib3.Timeout(90)
+                method, url, body=data, headers=headers, preload_content=not stream, timeout=timeout
             )
             if response.status < 400:
                 return response

@@ -138,7 +138,7 @@ def _once(name: str, build: Callable[[Path], None]) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(target.parent / f".{name}.lock"):
+    with lock(target.parent / f".{name}.lock"):
         if target.is_dir():
             return target
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=target.parent))
@@ -152,12 +152,13 @@ def _once(name: str, build: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
+    """Keep others from doing the same meanwhile, in this process or another."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"waiting for another build ({path})")
+            _say(f"waiting for another process that holds {path}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

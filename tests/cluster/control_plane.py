@@ -110,7 +110,7 @@ class ControlPlane(Cluster):
         """Wait until `path` is answered well; at once an error when something that must run has ended."""
         deadline = time.monotonic() + START_SECONDS
         problem: Exception | None = None
-        with Api(self.kubeconfig) as api:
+        with Api(self.kubeconfig, timeout=2) as api:
             while time.monotonic() < deadline:
                 try:
                     api.request("GET", path)

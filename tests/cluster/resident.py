@@ -62,34 +62,9 @@ def running() -> Cluster | None:
 
 def start() -> Cluster:
     """The resident cluster, started unless it runs."""
-    cluster = running()
-    if cluster:
-        return cluster
-    if _read_state():
-        print(f"clearing away a cluster that died ({home()})", file=sys.stderr)
-        stop()
-    build.kube(), build.kwok()  # here, where its progress is seen
-    home().mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (home() / "keeper.log").open("wb") as log:
-        keeper = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster", "keep"],
-            cwd=Path(__file__).parents[2],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        while keeper.poll() is None:
-            cluster = running()
-            if cluster:
-                return cluster
-            time.sleep(0.1)
-    except BaseException:
-        keeper.terminate()
-        keeper.wait()
-        raise
-    raise ControlPlaneError((home() / "keeper.log").read_text().strip())
+    build.cache().mkdir(parents=True, exist_ok=True)
+    with build.lock(build.cache() / "cluster.lock"):
+        return running() or _start()
 
 
 def run_beside(name: str, command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> int:
@@ -135,6 +110,34 @@ def keep() -> None:
         finally:
             for program in reversed(_read_beside()):
                 program.end(seconds=5)
+
+
+def _start() -> Cluster:
+    if _read_state():
+        print(f"clearing away a cluster that died ({home()})", file=sys.stderr)
+        stop()
+    build.kube(), build.kwok()  # here, where its progress is seen
+    home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (home() / "keeper.log").open("wb") as log:
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "tests.cluster", "keep"],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        while keeper.poll() is None:
+            cluster = running()
+            if cluster:
+                return cluster
+            time.sleep(0.1)
+    except BaseException:
+        keeper.terminate()
+        keeper.wait()
+        raise
+    raise ControlPlaneError((home() / "keeper.log").read_text().strip())
 
 
 def _read_state() -> tuple[_Program, str] | None:

@@ -231,9 +231,8 @@ def test_a_simulated_node_offers_its_gpus_stays_ready_and_can_be_lost(control_pl
         assert _is_ready(control_plane.api.get("v1", "Node", "simulated"))
 
         control_plane.lose_node("simulated")
-        lost = control_plane.api.wait("v1", "Node", "simulated", lambda n: not _is_ready(n))
-        assert lost is not None
-        assert "node.kubernetes.io/unreachable" in {taint["key"] for taint in lost["spec"]["taints"]}
+        lost = control_plane.api.wait("v1", "Node", "simulated", _is_tainted_as_unreachable)
+        assert not _is_ready(lost)
 
         control_plane.return_node("simulated")
         control_plane.api.wait("v1", "Node", "simulated", _is_ready)
@@ -244,6 +243,11 @@ def test_a_simulated_node_offers_its_gpus_stays_ready_and_can_be_lost(control_pl
 def _is_ready(node: Object | None) -> bool:
     conditions = (node or {}).get("status", {}).get("conditions", [])
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+def _is_tainted_as_unreachable(node: Object | None) -> bool:
+    taints = (node or {}).get("spec", {}).get("taints", [])
+    return "node.kubernetes.io/unreachable" in {taint["key"] for taint in taints}
 
 
 def test_kwok_plays_all_pods_but_ours(control_plane: ControlPlane) -> None:
