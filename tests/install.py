@@ -42,10 +42,12 @@ class Controller:
     env: dict[str, str]
 
 
-def install(cluster: Cluster, values: Mapping[str, str] | None = None, **settings: str) -> Controller:
+def install(
+    cluster: Cluster, values: Mapping[str, str] | None = None, *, settings: Mapping[str, str] | None = None
+) -> Controller:
     """Apply the chart (no agents: the simulator plays them; no controller pod: it runs here).
 
-    `settings` are COTENANT_* on top of the chart's, e.g. `overrun="2Gi"`.
+    `settings` are COTENANT_* on top of the chart's, e.g. {"overrun": "2Gi"}.
     """
     objects = render({"agent.enabled": "false", "controller.replicas": "0", **(values or {})})
     first = {"Namespace": 0, "CustomResourceDefinition": 1}
@@ -70,7 +72,7 @@ def install(cluster: Cluster, values: Mapping[str, str] | None = None, **setting
         "COTENANT_HOST": "127.0.0.1",
         "COTENANT_HEALTH_PORT": "0",
         "COTENANT_METRICS_PORT": "0",
-        **{f"COTENANT_{name.upper()}": value for name, value in settings.items()},
+        **{f"COTENANT_{name.upper()}": value for name, value in (settings or {}).items()},
     }
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith("COTENANT_") and name != "KUBECONFIG"
