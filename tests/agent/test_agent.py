@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -36,6 +37,7 @@ RIGHTS = [
     {"apiGroups": [""], "resources": ["pods", "nodes"], "verbs": ["get", "list"]},
     {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "patch"]},
 ]
+NUMBERS = itertools.count()
 CRD = Path(__file__).parents[2] / "crds/cotenant.dev_gpunodes.yaml"
 
 
@@ -149,8 +151,8 @@ class Node:
 
 
 @pytest.fixture
-def node(cluster: ControlPlane, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
-    name = f"agent-{abs(hash(request.node.name)) % 100000}"
+def node(cluster: ControlPlane, tmp_path: Path) -> Iterator[Node]:
+    name = f"agent-{next(NUMBERS)}"
     library = build(tmp_path / "nvml")
     proc = Proc(tmp_path / "proc")
     set_boot(proc, "boot-1")
@@ -227,7 +229,7 @@ def test_it_says_whose_memory_it_is_and_who_holds_the_gpus(node: Node) -> None:
     assert status["observedGeneration"] == found["metadata"]["generation"]
 
     text = node.metrics()
-    assert f'cotenant_gpu_memory_used_bytes{{gpu="{A}",index="0",node="{node.name}",product="NVIDIA H200"}}' in text
+    assert f'cotenant_gpu_memory_used_bytes{{index="0",node="{node.name}",product="NVIDIA H200",uuid="{A}"}}' in text
     overrun = next(line for line in text.splitlines() if line.startswith("cotenant_model_overrun_bytes"))
     assert float(overrun.rpartition(" ")[2]) == 2 * GIB
     assert 'model="chat"' in overrun

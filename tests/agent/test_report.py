@@ -178,6 +178,28 @@ def test_a_fatal_xid_stays_until_the_driver_is_loaded_anew() -> None:
     assert report("n1", reloaded, surroundings()).devices[0].health == "Healthy"
 
 
+def test_one_failed_call_does_not_condemn_a_gpu_but_three_do_and_a_lost_one_is_lost_at_once() -> None:
+    state = known(gpu(A))
+    said_of = []
+    for _ in range(3):
+        state = state.after(NodeReading((gpu(A, error="NVMLError999"),)))
+        said_of.append(report("n1", state, surroundings()).devices[0].health)
+
+    assert said_of == ["Healthy", "Healthy", "Unhealthy/NVMLError999"]
+    assert report("n1", state.after(NodeReading((gpu(A),))), surroundings()).devices[0].health == "Healthy"
+    assert report("n1", known(gpu(A, error="GPULost")), surroundings()).devices[0].health == "Unhealthy/GPULost"
+
+
+def test_more_strangers_than_a_gpunode_holds_keep_their_bytes() -> None:
+    crowd = [(pid, pid * 1000) for pid in range(1, 400)]
+
+    device = said(gpu(A, *crowd)).devices[0]
+
+    assert len(device.strangers) == 255
+    assert sum(stranger.used for stranger in device.strangers) == sum(used for _, used in crowd)
+    assert device.strangers[0].command == "(145 more)"
+
+
 def test_a_gpu_that_vanished_stays_as_missing_with_its_last_figures() -> None:
     state = known(gpu(A, (1, GIB)), gpu(B, (2, 2 * GIB), index=1)).after(NodeReading((gpu(A, (1, GIB)),)))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cotenant.agent.nvml import NVML, ReadingError
+from cotenant.agent.nvml import NVML, NVMLUnavailable
 from cotenant.agent.readings import Memory, ProcessReading, Xid, islands
 from tests.nvml.card import H200_RESERVED, H200_TOTAL, Card
 
@@ -152,7 +152,7 @@ def test_a_reloaded_driver_is_asked_anew(card: Card, nvml: NVML) -> None:
     nvml.read()
     card.add("generation 2")
 
-    with pytest.raises(ReadingError) as refused:
+    with pytest.raises(NVMLUnavailable) as refused:
         nvml.read()
     again = nvml.read()
 
@@ -162,11 +162,33 @@ def test_a_reloaded_driver_is_asked_anew(card: Card, nvml: NVML) -> None:
     assert not nvml.read().reloaded
 
 
+def test_an_error_that_ends_the_session_is_no_reload(card: Card, nvml: NVML) -> None:
+    card.gpu(A)
+    nvml.read()
+    card.add("error nvmlDeviceGetCount_v2 * 999")
+    with pytest.raises(NVMLUnavailable):
+        nvml.read()
+
+    card.drop("error")
+
+    assert not nvml.read().reloaded
+
+
+def test_a_gpu_in_slices_is_not_asked_for_its_processes(card: Card, nvml: NVML) -> None:
+    card.gpu(A, extra="mig=1")
+    card.add(f"error nvmlDeviceGetComputeRunningProcesses_v3 {A} 4")
+    card.process(A, 100, GIB)
+
+    device = nvml.read().devices[0]
+
+    assert (device.mig, device.error, device.processes, device.hidden) == (True, "", (), 0)
+
+
 def test_xids_are_heard_after_a_reload_too(card: Card, nvml: NVML) -> None:
     card.gpu(A)
     nvml.read()
     card.add("generation 2")
-    with pytest.raises(ReadingError):
+    with pytest.raises(NVMLUnavailable):
         nvml.read()
     nvml.read()
 
@@ -178,7 +200,7 @@ def test_xids_are_heard_after_a_reload_too(card: Card, nvml: NVML) -> None:
 def test_a_driver_that_is_not_loaded_is_said_and_waited_for(card: Card, nvml: NVML) -> None:
     card.change(lambda _: ["driver none"])
     for _ in range(3):
-        with pytest.raises(ReadingError) as refused:
+        with pytest.raises(NVMLUnavailable) as refused:
             nvml.read()
         assert refused.value.reason == "DriverNotLoaded"
 
@@ -192,7 +214,7 @@ def test_a_library_the_driver_outgrew_is_named(card: Card, nvml: NVML) -> None:
     card.gpu(A)
     card.add("error nvmlInit * 18")
 
-    with pytest.raises(ReadingError, match="restart the pod") as refused:
+    with pytest.raises(NVMLUnavailable, match="restart the pod") as refused:
         nvml.read()
 
     assert refused.value.reason == "LibraryMismatch"

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from cotenant.agent.metrics import AgentMetrics
-from cotenant.agent.nvml import NVML, ReadingError
+from cotenant.agent.nvml import NVML, NVMLUnavailable
 from cotenant.agent.podresources import Holdings, read_holdings
 from cotenant.agent.pods import NO_PODS, Pods
 from cotenant.agent.processes import Process, Processes
@@ -44,14 +44,14 @@ class Agent:
         self._publisher = Publisher(cluster, settings.node_name, boot)
         self._boot = boot
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nvml")
-        self._reading: asyncio.Future[tuple[NodeReading | ReadingError, dict[int, Process]]] | None = None
+        self._reading: asyncio.Future[tuple[NodeReading | NVMLUnavailable, dict[int, Process]]] | None = None
         self._known = Known()
         self._around = Surroundings(processes={})
         self._node: Manifest | None = None
         self._pods: Pods = NO_PODS
         self._pods_problem = ""
         self._asked: tuple[frozenset[str], frozenset[tuple[str, str]]] = (frozenset(), frozenset())
-        self._asked_at = -1e9
+        self._ask_after = 0.0
         self._listed_at = -1e9
         self._started = time.monotonic()
         self._good_since = self._started
@@ -131,7 +131,7 @@ class Agent:
             self.metrics.counts["readings_late"] += 1
             return Verdict(False, "NVMLTimeout", f"NVML has not answered for {self._settings.nvml_patience:.0f} s")
         (got, processes), self._reading = self._reading.result(), None
-        if isinstance(got, ReadingError):
+        if isinstance(got, NVMLUnavailable):
             self.metrics.counts["readings_failed"] += 1
             if got.reason != "LibraryMismatch":
                 self._good_since = time.monotonic()
@@ -147,10 +147,10 @@ class Agent:
         self._around = Surroundings(processes=processes)
         return None
 
-    def _read_in_thread(self) -> tuple[NodeReading | ReadingError, dict[int, Process]]:
+    def _read_in_thread(self) -> tuple[NodeReading | NVMLUnavailable, dict[int, Process]]:
         try:
             reading = self._nvml.read()
-        except ReadingError as error:
+        except NVMLUnavailable as error:
             return error, {}
         pids = frozenset(process.pid for device in reading.devices for process in device.processes)
         return reading, self._processes.read(pids)
@@ -177,21 +177,24 @@ class Agent:
         unknown = any(uid not in self._pods.by_uid for uid in uids) or any(
             self._pods.named(*key) is None for key in keys
         )
-        now = time.monotonic()
         is_new = (uids, keys) != self._asked
-        is_due = now - self._listed_at >= self._settings.resync
-        if not (is_new or is_due or (unknown and now - self._asked_at >= ASK_AGAIN) or self._pods_problem):
+        is_due = time.monotonic() - self._listed_at >= self._settings.resync
+        if not (is_new or is_due or unknown):
             return
-        self._asked_at = now
+        # At once where something changed; with a pause where the answer did not help, or there was none.
+        if time.monotonic() < self._ask_after and not (is_new and not self._pods_problem):
+            return
+        self._ask_after = time.monotonic() + ASK_AGAIN
         try:
             async with asyncio.timeout(5):
                 await self._list(uids)
         except (ClusterError, TimeoutError) as error:
             self.metrics.counts["api_failures"] += 1
+            self._ask_after = time.monotonic() + RETRY
             if unknown or not self._pods.listed:
                 self._pods_problem = f"the pods of this node cannot be listed: {error or 'the API server is too slow'}"
             return
-        self._asked, self._listed_at, self._pods_problem = (uids, keys), now - jitter(1.0), ""
+        self._asked, self._listed_at, self._pods_problem = (uids, keys), time.monotonic() - jitter(1.0), ""
 
     async def _list(self, uids: frozenset[str]) -> None:
         name = self._settings.node_name

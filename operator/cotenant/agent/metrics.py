@@ -13,8 +13,8 @@ from cotenant.agent.readings import DeviceReading
 from cotenant.agent.report import Report
 from cotenant.core.snapshot import Device
 
-GPU = ["node", "gpu", "index", "product"]
-MODEL = ["node", "gpu", "namespace", "pod", "placement", "model", "replica"]
+GPU = ["node", "uuid", "index", "product"]
+MODEL = ["node", "uuid", "namespace", "pod", "placement", "model", "replica"]
 
 PER_GPU: dict[str, tuple[str, Callable[[Device], int]]] = {
     "cotenant_gpu_memory_total_bytes": ("Memory of the GPU.", lambda d: d.total),
@@ -23,7 +23,7 @@ PER_GPU: dict[str, tuple[str, Callable[[Device], int]]] = {
         lambda d: d.usable,
     ),
     "cotenant_gpu_memory_used_bytes": ("Memory in use by all processes.", lambda d: d.used),
-    "cotenant_gpu_tenants": ("Engines of ours on the GPU.", lambda d: len(d.tenants)),
+    "cotenant_gpu_engines": ("Engines of ours seen on the GPU.", lambda d: len(d.tenants)),
     "cotenant_gpu_strangers": ("Processes on the GPU that are not ours.", lambda d: len(d.strangers)),
     "cotenant_gpu_stranger_bytes": ("Memory they use.", lambda d: sum(s.used for s in d.strangers)),
     "cotenant_gpu_healthy": ("1 = engines may be placed on it.", lambda d: int(d.health == "Healthy")),
@@ -58,7 +58,7 @@ class AgentMetrics:
         counted = CounterMetricFamily("cotenant_agent_events", "What the agent did, by kind.", labels=["node", "kind"])
         for kind, count in sorted(self.counts.items()):
             counted.add_metric([self._node, kind], count)
-        xids = CounterMetricFamily("cotenant_gpu_xids", "Errors the driver reported.", labels=["node", "gpu", "xid"])
+        xids = CounterMetricFamily("cotenant_gpu_xids", "Errors the driver reported.", labels=["node", "uuid", "xid"])
         for (uuid, number), count in sorted(self.xids.items()):
             xids.add_metric([self._node, uuid, str(number)], count)
         yield counted
@@ -100,7 +100,7 @@ class AgentMetrics:
         yield from (used, share, over)
 
     def _ailments(self) -> Iterator[Metric]:
-        labels = ["node", "gpu"]
+        labels = ["node", "uuid"]
         ecc = GaugeMetricFamily("cotenant_gpu_ecc_uncorrected", "Since the driver was loaded.", labels=labels)
         pending = GaugeMetricFamily("cotenant_gpu_row_remap_pending", "1 = done at the next reset.", labels=labels)
         failed = GaugeMetricFamily("cotenant_gpu_row_remap_failed", "1 = the GPU should be swapped.", labels=labels)

@@ -17,6 +17,7 @@ from typing import Any
 import pynvml
 
 from cotenant.agent.readings import (
+    LOST,
     Ailments,
     DeviceReading,
     Link,
@@ -37,9 +38,10 @@ _ENDED = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "LibraryNotFound",
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "LibraryMismatch",
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: "DriverTooOld",
-    pynvml.NVML_ERROR_NO_PERMISSION: "NoPermission",
 }
 """Errors that are about the driver and not about one GPU: the session is over. The reason to publish."""
+_UNLOADED = (pynvml.NVML_ERROR_UNINITIALIZED, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+"""Those after which the driver was loaded anew when it answers again."""
 
 _LOST = (
     pynvml.NVML_ERROR_GPU_IS_LOST,
@@ -54,7 +56,7 @@ SLOW_EVERY = 15
 """Readings between two looks at what seldom changes: wiring, MIG mode, ECC."""
 
 
-class ReadingError(CotenantError):
+class NVMLUnavailable(CotenantError):  # noqa: N818 - it says what is the case
     """NVML gives no reading of this node; `reason` is the condition's."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -76,27 +78,35 @@ class NVML:
     def __init__(self, sys: Path = Path("/sys")) -> None:
         self._sys = sys
         self._driver = ""
+        self._driver_was_read = False
+        self._count = 0
         self._by_index: dict[int, _Device] = {}
         self._events: _Events | None = None
         self._xids: queue.SimpleQueue[Xid] = queue.SimpleQueue()
         self._readings = 0
-        self._ever_open = False
+        self._is_open = False
+        self._was_unloaded = False
 
     def read(self) -> NodeReading:
-        """All GPUs now; ReadingError when the driver does not answer. A GPU that fails is in the reading, with
+        """All GPUs now; NVMLUnavailable when the driver does not answer. A GPU that fails is in the reading, with
         its error."""
-        reloaded = False
         try:
-            if self._events is None:
-                reloaded = self._ever_open
+            if not self._is_open:
                 self._open()
-            devices = tuple(self._read(index) for index in range(pynvml.nvmlDeviceGetCount()))
+            count = pynvml.nvmlDeviceGetCount()
+            if self._by_index and count != self._count:
+                self.close()  # indices may mean other GPUs now
+                self._open()
+            self._count = count
+            devices = tuple(self._read(index) for index in range(count))
         except pynvml.NVMLError as error:
             self.close()
-            raise ReadingError(
-                _ENDED.get(error.value, "NVMLError"), f"NVML: {error}{_ADVICE.get(error.value, '')}"
-            ) from error
+            self._was_unloaded |= error.value in _UNLOADED
+            reason = _ENDED.get(error.value, "NVMLError")
+            raise NVMLUnavailable(reason, f"NVML: {error}{_ADVICE.get(error.value, '')}") from error
         self._readings += 1
+        reloaded, self._was_unloaded = self._was_unloaded and self._driver_was_read, False
+        self._driver_was_read = True
         xids = []
         while not self._xids.empty():
             xids.append(self._xids.get())
@@ -104,9 +114,11 @@ class NVML:
 
     def close(self) -> None:
         """End the session; open handles would keep the driver from being reloaded."""
-        if self._events is None:
+        if not self._is_open:
             return
-        self._events.stop()
+        self._is_open = False
+        if self._events is not None:
+            self._events.stop()
         self._events = None
         self._by_index.clear()
         try:
@@ -117,10 +129,10 @@ class NVML:
     # ------------------------------------------------------------------------------------------------------ inside
     def _open(self) -> None:
         pynvml.nvmlInit()
+        self._is_open = True
         self._readings = 0
-        self._events = _Events(self._xids)
-        self._ever_open = True
         self._driver = pynvml.nvmlSystemGetDriverVersion()
+        self._events = _Events(self._xids)
 
     def _read(self, index: int) -> DeviceReading | None:
         """One GPU; None for one that cannot even say its UUID."""
@@ -135,7 +147,7 @@ class NVML:
             if device is None:
                 log.warning("GPU %d says nothing of itself: %s", index, error)
                 return None
-            why = "GPULost" if error.value in _LOST else f"NVMLError{error.value}"
+            why = LOST if error.value in _LOST else f"NVMLError{error.value}"
             device.last = replace(device.last, error=why)
         return device.last
 
@@ -148,23 +160,23 @@ class NVML:
         return _Device(handle, last)
 
     def _fresh(self, device: _Device) -> DeviceReading:
-        handle = device.handle
-        before = _memory(handle)
-        listed = _processes(handle)
-        memory = _memory(handle)
-        # Memory and processes are read one after the other, and engines allocate meanwhile: what is hidden was so
-        # at both looks.
-        hidden = max(0, min(before.used, memory.used) - sum(used for used in listed.values() if used is not None))
+        fresh = replace(device.last, error="")
+        if not device.last.wiring.bus or self._readings % SLOW_EVERY == 0:
+            mig = (_ask(pynvml.nvmlDeviceGetMigMode, device.handle) or (0, 0))[0]
+            ailments = _ailments(device.handle)
+            fresh = replace(fresh, mig=bool(mig), wiring=self._wiring(device), ailments=ailments)
+        before = _memory(device.handle)
+        # With MIG on, processes belong to the slices, and asking for the whole GPU's needs root.
+        listed = {} if fresh.mig else _processes(device.handle)
+        memory = _memory(device.handle)
+        # Engines allocate while this reads: what is hidden was so before and after.
+        rest = max(0, min(before.used, memory.used) - sum(used for used in listed.values() if used is not None))
         unknown = sum(1 for used in listed.values() if used is None)
         processes = tuple(
-            ProcessReading(pid, used) if used is not None else ProcessReading(pid, hidden // unknown, estimated=True)
+            ProcessReading(pid, used) if used is not None else ProcessReading(pid, rest // unknown, estimated=True)
             for pid, used in sorted(listed.items())
         )
-        fresh = replace(device.last, memory=memory, processes=processes, hidden=0 if unknown else hidden, error="")
-        if device.last.wiring.bus and self._readings % SLOW_EVERY:
-            return fresh
-        mig = (_ask(pynvml.nvmlDeviceGetMigMode, handle) or (0, 0))[0]
-        return replace(fresh, wiring=self._wiring(device), mig=bool(mig), ailments=_ailments(handle))
+        return replace(fresh, memory=memory, processes=processes, hidden=0 if unknown or fresh.mig else rest)
 
     def _wiring(self, device: _Device) -> Wiring:
         handle = device.handle
@@ -268,7 +280,7 @@ class _Events:
         """Report this GPU's Xids from now on."""
         types = _ask(pynvml.nvmlDeviceGetSupportedEventTypes, handle) or 0
         if types & pynvml.nvmlEventTypeXidCriticalError:
-            pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._set)
+            _ask(pynvml.nvmlDeviceRegisterEvents, handle, pynvml.nvmlEventTypeXidCriticalError, self._set)
 
     def stop(self) -> None:
         """End the thread, then free the set."""

@@ -129,13 +129,21 @@ class PodResources:
             for devices in container.devices
             for device in devices.device_ids
         )
-        offered = self._call(ALLOCATABLE, "AllocatableResources").devices
+        offered = self._offered()
         allocatable = tuple(sorted({device for devices in offered for device in devices.device_ids}))
         return Holdings(at=now, held=held, allocatable=allocatable)
 
     def close(self) -> None:
         """Hang up."""
         self._channel.close()
+
+    def _offered(self) -> Any:
+        try:
+            return self._call(ALLOCATABLE, "AllocatableResources").devices
+        except PodResourcesError as error:
+            if isinstance(error.__cause__, grpc.RpcError) and error.__cause__.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return ()  # kubelets before 1.23; what is held tells most of it
+            raise
 
     def _call(self, method: str, name: str) -> Any:
         ask = self._channel.unary_unary(

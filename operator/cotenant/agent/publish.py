@@ -41,6 +41,8 @@ class Publisher:
         self._boot = boot
         self._conditions: dict[str, Manifest] = {}
         self._gpus: list[Manifest] = []
+        self._metadata_applied: Manifest | None = None
+        self._generation = 1
 
     async def before(self) -> Manifest | None:
         """The GPUNode as an earlier agent left it; None when there is none."""
@@ -54,12 +56,21 @@ class Publisher:
         return found
 
     async def publish(self, said: Report, node: Manifest | None, now: float) -> None:
-        """Apply the object, then its status."""
+        """Apply the status; the object itself first where it is new or its labels changed."""
         identity = {"apiVersion": API_VERSION, "kind": "GPUNode", "metadata": {"name": self._node}}
-        applied = await self._cluster.apply({**identity, "metadata": self._metadata(node)}, AGENT_MANAGER)
-        generation = applied["metadata"].get("generation", 1)
-        status = self._status(said, generation, now)
-        await self._cluster.apply_status({**identity, "status": status}, AGENT_MANAGER)
+        metadata = self._metadata(node)
+        if metadata != self._metadata_applied:
+            applied = await self._cluster.apply({**identity, "metadata": metadata}, AGENT_MANAGER)
+            self._metadata_applied, self._generation = metadata, applied["metadata"].get("generation", 1)
+        status = self._status(said, self._generation, now)
+        try:
+            await self._cluster.apply_status({**identity, "status": status}, AGENT_MANAGER)
+        except NotFound:
+            if self._metadata_applied is None:
+                raise
+            self._metadata_applied = None  # deleted meanwhile: made again, once
+            await self.publish(said, node, now)
+            return
         self._conditions = {condition["type"]: condition for condition in status["conditions"]}
         self._gpus = status["gpus"]
 

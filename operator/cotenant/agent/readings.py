@@ -174,6 +174,8 @@ def is_fatal(xid: int) -> bool:
 
 
 HEALTHY = "Healthy"
+LOST = "GPULost"
+"""The error of a GPU that the driver cannot reach any more."""
 
 
 def health(device: DeviceReading, fatal_xid: int | None) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from cotenant.agent.podresources import Holding, Holdings
 from cotenant.agent.pods import NO_PODS, PodInfo, Pods
 from cotenant.agent.processes import Process
-from cotenant.agent.readings import DeviceReading, NodeReading, health, is_fatal, islands
+from cotenant.agent.readings import HEALTHY, LOST, DeviceReading, NodeReading, health, is_fatal, islands
 from cotenant.core.share import MIB, gib
 from cotenant.core.snapshot import Device, Stranger, TenantReading
 
@@ -16,6 +16,10 @@ HIDDEN_FROM = 512 * MIB
 """Bytes no process accounts for, from which on we say so: below the context of one process (518 MiB on an H200)."""
 HIDDEN_READINGS = 3
 """Readings in a row before that is believed: a process that just ended is off the list before its memory is back."""
+FAILED_READINGS = 3
+"""Readings of one GPU that fail in a row before it is called unhealthy; one that is lost is so at once."""
+MOST_STRANGERS = 256
+"""The GPUNode holds no more on one GPU."""
 STEP = 256 * MIB
 """A figure that moved less is not worth a write."""
 SHARING_LABEL = "nvidia.com/gpu.sharing-strategy"
@@ -53,6 +57,8 @@ class Known:
     """(UUID, Xid): the first Xid that made a GPU unusable, until the driver is loaded anew."""
     hidden: tuple[tuple[str, int], ...] = ()
     """(UUID, readings in a row with memory that nobody accounts for)."""
+    failing: tuple[tuple[str, int], ...] = ()
+    """(UUID, readings in a row that failed and may yet succeed)."""
 
     def after(self, reading: NodeReading) -> Known:
         """With one more reading. A GPU that is not in it any more stays, with its last figures, as `Missing`."""
@@ -60,14 +66,26 @@ class Known:
         for xid in reading.xids:
             if is_fatal(xid.number):
                 fatal.setdefault(xid.uuid, xid.number)
+        failed = dict(self.failing)
+        failing = {d.uuid: failed.get(d.uuid, 0) + 1 for d in reading.devices if d.error and d.error != LOST}
         fresh = {device.uuid for device in reading.devices}
         missing = tuple(replace(device, error="Missing") for device in self.devices if device.uuid not in fresh)
         devices = tuple(sorted((*reading.devices, *missing), key=lambda device: (device.index, device.uuid)))
         before = dict(self.hidden)
         hidden = {d.uuid: before.get(d.uuid, 0) + 1 for d in reading.devices if d.hidden >= HIDDEN_FROM}
         return Known(
-            devices, reading.driver or self.driver, tuple(sorted(fatal.items())), tuple(sorted(hidden.items()))
+            devices,
+            reading.driver or self.driver,
+            fatal=tuple(sorted(fatal.items())),
+            hidden=tuple(sorted(hidden.items())),
+            failing=tuple(sorted(failing.items())),
         )
+
+    def health(self, device: DeviceReading) -> str:
+        """`Healthy` or why not; an error that came once or twice and is not the loss of the GPU does not count yet."""
+        if 0 < dict(self.failing).get(device.uuid, 0) < FAILED_READINGS:
+            device = replace(device, error="")
+        return health(device, dict(self.fatal).get(device.uuid))
 
     def hides(self, device: DeviceReading) -> bool:
         """Whether the GPU is believed to be used by processes that NVML does not list."""
@@ -118,7 +136,7 @@ def _device(node: str, reading: DeviceReading, known: Known, around: Surrounding
         used=reading.memory.used,
         island=numbers.get(reading.uuid),
         numa=reading.wiring.numa,
-        health=health(reading, dict(known.fatal).get(reading.uuid)),
+        health=known.health(reading),
         holder=holder,
         owner=owner,
         tenants=tenants,
@@ -141,8 +159,18 @@ def _users(reading: DeviceReading, around: Surroundings) -> tuple[tuple[TenantRe
             strangers.append(Stranger(process.pid, command, process.used, "/".join(pod.key) if pod else ""))
     return (
         tuple(TenantReading(namespace, name, used) for (namespace, name), used in sorted(tenants.items())),
-        tuple(sorted(strangers, key=lambda stranger: stranger.pid)),
+        _bounded(sorted(strangers, key=lambda stranger: stranger.pid)),
     )
+
+
+def _bounded(strangers: list[Stranger]) -> tuple[Stranger, ...]:
+    """No more than fit; the bytes of the smallest are kept, as one entry."""
+    if len(strangers) < MOST_STRANGERS:
+        return tuple(strangers)
+    largest = sorted(strangers, key=lambda stranger: (-stranger.used, stranger.pid))
+    kept, rest = largest[: MOST_STRANGERS - 2], largest[MOST_STRANGERS - 2 :]
+    others = Stranger(pid=0, command=f"({len(rest)} more)", used=sum(stranger.used for stranger in rest))
+    return (others, *sorted(kept, key=lambda stranger: stranger.pid))
 
 
 def _is_tenant(pod: PodInfo, uuid: str) -> bool:
@@ -180,7 +208,7 @@ def _ready(known: Known, around: Surroundings) -> Verdict:
     if around.pods_problem:
         return Verdict(False, "PodsUnknown", around.pods_problem)
     count = len(known.devices)
-    sick = sum(1 for device in known.devices if health(device, dict(known.fatal).get(device.uuid)) != "Healthy")
+    sick = sum(1 for device in known.devices if known.health(device) != HEALTHY)
     text = f"{count} GPU{'s' if count > 1 else ''}" + (f", {sick} unhealthy" if sick else "")
     return Verdict(True, "Reporting", text)
 
