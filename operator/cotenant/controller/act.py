@@ -169,7 +169,8 @@ class Act:
         pause = min(LONGEST_PAUSE, before.pause * 2) if before and before.manifest == _text(manifest) else FIRST_PAUSE
         self._refused[key] = Refusal(_text(manifest), message, pause, time.monotonic() + pause)
         _count("create", "Pod", "refused")
-        log.warning("refused: %s; again in %.0f s", message, pause)
+        level = logging.DEBUG if before and before.message == message else logging.WARNING
+        log.log(level, "refused: %s; again in %.0f s", message, pause)
 
     def _accepted(self, key: Key) -> None:
         self._refused.pop(key, None)
