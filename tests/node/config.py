@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.node.needs import cni_folder
 
@@ -123,12 +124,12 @@ def management_cdi(folder: Path, gpus: tuple[Gpu, ...]) -> str:
     return _cdi("management.nvidia.com/gpu", [{"name": "all", "containerEdits": {"deviceNodes": nodes}}], folder)
 
 
-def _node(index: int) -> dict[str, list[dict[str, str]]]:
+def _node(index: int) -> dict[str, Any]:
     # a node that any machine has stands in for the card's: what counts is which of them a container gets
     return {"deviceNodes": [{"path": f"/dev/nvidia{index}", "hostPath": "/dev/null", "permissions": "rw"}]}
 
 
-def _cdi(kind: str, devices: list[dict[str, object]] | list[dict[str, str]], folder: Path) -> str:
+def _cdi(kind: str, devices: list[dict[str, Any]], folder: Path) -> str:
     mounts = [
         {"hostPath": f"{folder}/libnvidia-ml.so.1", "containerPath": LIBRARY, "options": ["ro", "bind"]},
         {"hostPath": f"{folder}/card", "containerPath": CARD_FOLDER, "options": ["ro", "bind"]},

@@ -2,8 +2,8 @@
 
 It starts by vLLM's rules: refuses when less is free than its flag grants, takes weights and then its share and the overrun,
 dies when a neighbour gave memory back while it measured. It answers /health once it serves, and /v1/models tells which
-GPUs it sees. ORDERS/<pod name> may hold one order, looked at all the time: `exit 0` (a worker died: vLLM ends well),
-`exit 1` (with the cause in the log only), `eat` (host memory until the kernel ends it), `slow SECONDS` (of the load).
+GPUs it sees. orders/<pod name> may hold one order: `exit 0` (a worker died: vLLM ends well), `exit 1` (with the cause in
+the log only), `eat` (host memory until the kernel ends it), `slow SECONDS` (of every load).
 """
 
 from __future__ import annotations
@@ -69,17 +69,20 @@ def fail(cause: str) -> NoReturn:
     os._exit(1)
 
 
-def order() -> list[str]:
+def order(since: float = 0.0) -> list[str]:
+    """What this pod is told to do; nothing when it was told a pod of its name before `since`."""
+    path = FOLDER / "orders" / os.uname().nodename
     try:
-        return (FOLDER / "orders" / os.uname().nodename).read_text().split()
+        return path.read_text().split() if path.stat().st_mtime > since else []
     except OSError:
         return []
 
 
 def obey() -> None:
-    """Follow orders; runs beside everything else."""
+    """Follow orders; runs beside everything else. One order ends one pod: its successor does not see it."""
+    begin = time.time()
     while True:
-        match order():
+        match order(begin):
             case ["exit", "0"]:
                 say(*texts.engine_died(time.time()))
                 os._exit(0)

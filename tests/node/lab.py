@@ -63,7 +63,7 @@ class Lab(Cluster):
             anchor = _enter_namespaces(processes, folder)
             cgroup = f"cotenant-node-{anchor}"
             port = folder / "port"
-            relay = [sys.executable, HERE / "relay.py", str(anchor), config.API_ADDRESS, "443", port]
+            relay: list[str | Path] = [sys.executable, HERE / "relay.py", str(anchor), config.API_ADDRESS, "443", port]
             processes.start("relay", relay)
             _wait("the relay", port.exists, processes, "relay")
             authority = pki.Authority(folder / "pki")
@@ -82,7 +82,7 @@ class Lab(Cluster):
             lab.start_daemon("kubelet")
             lab.start_daemon("gpu-plugin")
             lab.api.apply(_RUNTIME_CLASS)
-            lab.api.wait("v1", "Node", NODE, _is_ready, seconds=PATIENCE)
+            lab.api.wait("v1", "Node", NODE, is_ready, seconds=PATIENCE)
             lab._await_api("/api/v1/namespaces/default/serviceaccounts/default")
             undo.pop_all()
         return lab
@@ -154,6 +154,11 @@ class Lab(Cluster):
                 found.append(int(process.name))
         return found
 
+    def kill_container(self, container_id: str) -> None:
+        """`kill -9` of a container's first process."""
+        said = self._ctr("tasks", "kill", "--signal", "SIGKILL", container_id)
+        assert not said.strip(), said
+
     # ---------------------------------------------------------------------------------------------- what is inside it
     def enter(self, *command: str | Path) -> list[str]:
         """The command line that runs `command` in the lab's namespaces."""
@@ -183,11 +188,12 @@ class Lab(Cluster):
         if done.returncode:
             raise LabError(f"setting up the namespaces: {done.stderr.strip()}")
 
-    def _ctr(self, *words: str | Path) -> None:
+    def _ctr(self, *words: str | Path) -> str:
         command = self.enter(self.programs / "ctr", "-a", self.directory / "containerd.sock", "-n", "k8s.io", *words)
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True)
         if done.returncode:
             raise LabError(f"ctr {' '.join(map(str, words))}: {done.stderr.strip()}")
+        return done.stdout
 
     def _answers_ctr(self) -> bool:
         try:
@@ -353,7 +359,8 @@ def _basic_images(folder: Path) -> Path:
     return write_archive(folder / "images" / "basic.tar", images)
 
 
-def _is_ready(node: object) -> bool:
+def is_ready(node: object) -> bool:
+    """Whether a Node is Ready."""
     if not isinstance(node, dict):
         return False
     conditions = node.get("status", {}).get("conditions", ())
