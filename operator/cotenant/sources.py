@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
+import socket
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from cotenant import catalogue
 from cotenant.core.configparse import parse_config
@@ -73,6 +77,7 @@ def _from_hub(
 ) -> ModelConfig:
     import httpx
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import ENDPOINT as HF_ENDPOINT
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -95,6 +100,9 @@ def _from_hub(
         )
         return Path(found)
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if not offline and not _answers(endpoint or HF_ENDPOINT, timeout):
+        offline = True  # the hub's client would try for half a minute
     try:
         config = _json(fetch("config.json"))
     except GatedRepoError as error:
@@ -104,9 +112,7 @@ def _from_hub(
     except RevisionNotFoundError as error:
         raise _NotThereError(f'the hub has no revision "{where.revision}" of it') from error
     except LocalEntryNotFoundError as error:
-        why = (
-            "it is not in the offline cache" if offline else "the hub cannot be reached and its cache does not have it"
-        )
+        why = "the hub was not asked or cannot be reached, and its cache on disk does not have it"
         raise _NotThereError(why) from error
     except EntryNotFoundError as error:
         raise _NotThereError("its repository has no config.json") from error
@@ -118,6 +124,19 @@ def _from_hub(
         total = None  # one file, or none: the config alone will do
     revision = f"@{where.revision}" if where.revision else ""
     return _parsed(config, f"hf://{where.repository}{revision}", total)
+
+
+def _answers(endpoint: str, timeout: float) -> bool:
+    """Whether somebody listens there; where a proxy stands between, nobody knows before it is asked."""
+    if getproxies():
+        return True
+    address = urlsplit(endpoint)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _parsed(config: Any, name: str, total: int | None) -> ModelConfig:

@@ -11,7 +11,7 @@ from cotenant.core.vllm import Engine, Sizing, settle
 
 CONCURRENCY = 8
 """`engine.targetConcurrency` where the user is silent."""
-CONTEXT = 32_768
+CONTEXT = 8_192
 """The context `share: auto` is sized for where `maxModelLen` is silent or auto, if the model goes so far."""
 STEP = 64 * MIB
 """Shares we propose are whole multiples of it."""

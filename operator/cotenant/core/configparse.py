@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cotenant.core.configkeys import Json, number, part
+from cotenant.core.configkeys import Json, names, number, part
 from cotenant.core.families import FAMILIES, Family
 from cotenant.core.layers import blocks
 from cotenant.core.modelconfig import ModelConfig
@@ -35,7 +35,7 @@ def parse_config(config: Json, *, checkpoint_bytes: int | None = None, source: s
     family = family or _UNKNOWN
     keys = {**dict(family.defaults), **text}
     hidden = number(keys, "hidden_size")
-    architecture = next(iter(config.get("architectures") or ()), "") or kind or "unknown"
+    architecture = next(iter(names(config, "architectures")), "") or kind or "unknown"
     notes = () if known else (f'"{kind or architecture}" is not a model type we know: counted as a generic decoder',)
     seen = tower(config, hidden)
     return ModelConfig(
@@ -90,7 +90,12 @@ def _positions(keys: Json, kind: str) -> int:
     longest = number(keys, "max_position_embeddings", 2048)
     scaling = part(keys, "rope_scaling") or part(keys, "rope_parameters")
     rope, factor = scaling.get("rope_type") or scaling.get("type"), scaling.get("factor")
-    if not isinstance(factor, int | float) or isinstance(factor, bool) or factor <= 0 or kind.startswith("gemma3"):
+    if (
+        not isinstance(factor, int | float)
+        or isinstance(factor, bool)
+        or not 0 < factor < 1e6
+        or kind.startswith("gemma3")
+    ):
         return longest
     if rope == "yarn":
         return int(number(scaling, "original_max_position_embeddings", longest) * factor)
@@ -112,4 +117,4 @@ def _rotary(keys: Json, kind: str, hidden: int) -> int:
         return number(keys, "qk_rope_head_dim")
     width = number(keys, "head_dim", hidden // max(1, number(keys, "num_attention_heads")))
     turned = keys.get("partial_rotary_factor", keys.get("rotary_pct", 1.0))
-    return int(width * turned) if isinstance(turned, int | float) else width
+    return int(width * turned) if isinstance(turned, int | float) and 0 <= turned <= 1 else width
