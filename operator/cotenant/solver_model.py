@@ -184,6 +184,11 @@ class Model:
         model.add(sum(1 - s for s in self.stay.values()) <= problem.moves)
         for w in {board.owner[r] for r in self.stay}:
             model.add(sum(1 - s for r, s in self.stay.items() if board.owner[r] == w) <= 1)
+        rules = MakingRoom(Search(board, [], Effort(0), 0))
+        for r, stay in self.stay.items():
+            # whoever it leaves for must be on that very node
+            host = board.host[board.spot[r][0]]
+            model.add(1 - stay <= sum(v for w, v in self._on(host) if rules.may_disturb(w, r) and self.free[w]))
         for level in {board.priority[board.owner[r]] for r in self.stay}:
             # those of this priority or above are disturbed for what is above them only (or equal, where allowed)
             gained = []
@@ -195,6 +200,14 @@ class Model:
                     gained.append(new)
             gone = sum(1 - s for r, s in self.stay.items() if board.priority[board.owner[r]] >= level)
             model.add(gone <= problem.moves_per_replica * sum(gained))
+
+    def _on(self, host: int) -> list[tuple[int, Var]]:
+        """(workload, how many) of what may be placed on this host."""
+        islands = {self.board.island[g] for g in self.board.host_gpus[host]}
+        return [
+            (w, v) for (w, how, number), v in self.group.items()
+            if (number == host if how == "host" else number in islands)
+        ]  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------ solving
     def _hint(self, hint: list[Place]) -> None:

@@ -63,8 +63,11 @@ def _disturbed(board: Board, forced: set[int]) -> dict[int, int] | None:
             allowed = [x for x in allowed if board.priority[board.owner[x]] > board.priority[board.owner[r]]]
         if not allowed:
             return None
-        here = set(board.home[r])
-        took = [x for x in allowed if here & set(board.spot[x])] or allowed
+        # whoever it left for must be on that very node, or it left for nothing
+        host = board.host[board.home[r][0]]
+        took = [x for x in allowed if board.host[board.spot[x][0]] == host]
+        if not took:
+            return None
         for_whom[r] = board.owner[max(took, key=lambda x: (board.priority[board.owner[x]], -x))]
     return for_whom
 

@@ -59,6 +59,8 @@ def pack(problem: Problem, keep_going: Callable[[], bool] | None = None) -> Plan
     if search.unplaced and problem.moves:
         room.run()
     search.improve(relaxation.bound(board, sorted(search.unplaced)).cost if relaxation else 0)
+    if search.unplaced and problem.moves:
+        room.run()
     if room.disturbed:
         room.go_home()
     bound = relaxation.bound(board, sorted(search.unplaced)) if relaxation and not room.disturbed else None

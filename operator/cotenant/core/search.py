@@ -94,12 +94,14 @@ class Search:
         by_volume = order(lambda w: (-size[w] * share[w], -size[w]))
         scarce = order(lambda w: (allowed[w], -size[w], -share[w]))
         apart = order(lambda w: (-size[w], -count[w] if board.apart[w] else 0, -share[w]))
+        smallest = order(lambda w: (size[w] * share[w], size[w]))
         return [
             ("size", by_size, False),
             ("cheapest", by_size, True),
             ("apart", apart, False),
             ("scarce", scarce, False),
             ("volume", by_volume, False),
+            ("smallest", smallest, False),
             ("scarce-cheapest", scarce, True),
         ]
 
@@ -136,6 +138,8 @@ class Search:
                     break
                 if name in ("cheapest", "scarce-cheapest") and len(self.board.index.open) == 1:
                     continue
+                if name == "smallest" and not best[0][0]:
+                    continue
                 for r in self.free:
                     self.take(r)
             self.place_all(order, cheapest)
@@ -164,6 +168,9 @@ class Search:
                 break
             taken = self._choose()
             saved = [(r, self.take(r)) for r in taken]
+            if self.unplaced and self.chance.below(2):
+                saved += self._force(self.chance.one_of(sorted(self.unplaced)))
+                taken = [r for r, _ in saved]
             self._put_back(taken)
             self.effort.spend(len(taken))
             after = self.mark()
@@ -212,20 +219,46 @@ class Search:
                 taken[chance.one_of(waiting)] = None
         return list(taken)
 
+    def _force(self, r: int) -> list[tuple[int, Spot]]:
+        """Place an unplaced replica on some GPUs whatever free replicas are there; who had to leave, and where from."""
+        board, chance, w = self.board, self.chance, self.board.owner[r]
+        host = chance.below(len(board.hosts))
+        gpus = list(board.host_gpus[host])
+        if board.need(w, host) is None or not board.ready[host] or len(gpus) < board.size[w]:
+            return []
+        if board.size[w] > 1 and (board.workloads[w].same_island or chance.below(4)):
+            island = board.island[chance.one_of(gpus)]
+            gpus = [g for g in gpus if board.island[g] == island]
+        spot = tuple(sorted(chance.shuffled(gpus)[: board.size[w]]))
+        left = [(r, ())]
+        for g in spot:
+            left += [(x, self.take(x)) for x in list(board.tenants[g]) if self._is_free(x)]
+        if board.can_stand(w, spot):
+            self.put(r, spot)
+        return left
+
     def _is_free(self, r: int) -> bool:
         board = self.board
         return not (board.runs[r] and board.spot[r] == board.home[r]) and not board.fixed[r]
 
     def _put_back(self, taken: list[int]) -> None:
+        """Place these again: mostly the large first; when not all fit, the small or any first leaves fewer out."""
         board, chance = self.board, self.chance
         self.noise = chance.below(4) * 6
         blur = 1 + chance.below(3) * 20
         cheapest = chance.below(3) == 0
+        mode = chance.below(8) if self.unplaced else chance.below(12) + 2
 
         def rank(r: int) -> tuple[int, int, int]:
             w = board.owner[r]
             volume = self.largest[w] * (100 + chance.below(blur))
+            if mode == 0:
+                return (-board.priority[w], volume * board.size[w], 0)
+            if mode <= 2:
+                return (-board.priority[w], chance.below(1 << 20), 0)
+            if mode <= 4:
+                return (-board.priority[w], -volume * board.size[w], 0)
             return (-board.priority[w], -board.size[w], -volume)
 
-        self.place_all(sorted(taken, key=rank), cheapest)
+        self.place_all(sorted((r for r in taken if not board.spot[r]), key=rank), cheapest)
         self.noise = 0
