@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
+from cotenant.core.memo import Memo
 from cotenant.core.snapshot import Model, Placement, Policy
 
 SUCCESSOR = "-b"
@@ -27,16 +29,19 @@ class Wanted:
     model: Model
     position: int
     """Index in spec.models, for paths."""
+    key: str = field(init=False)
+    """`namespace/placement/model`."""
+    base: str = field(init=False)
+    """The name of its Service, and of its pods before the replica's number."""
+    names: tuple[tuple[str, str], ...] = field(init=False)
+    """By replica: both names its pods may have."""
 
-    @property
-    def key(self) -> str:
-        """`namespace/placement/model`."""
-        return f"{self.placement.namespace}/{self.placement.name}/{self.model.name}"
-
-    @property
-    def base(self) -> str:
-        """The name of its Service, and of its pods before the replica's number."""
-        return f"{self.placement.name}-{self.model.name}"
+    def __post_init__(self) -> None:
+        base = f"{self.placement.name}-{self.model.name}"
+        object.__setattr__(self, "base", base)
+        names = tuple((f"{base}-{index}", f"{base}-{index}{SUCCESSOR}") for index in range(self.model.replicas))
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "key", f"{self.placement.namespace}/{self.placement.name}/{self.model.name}")
 
     @property
     def path(self) -> str:
@@ -52,10 +57,6 @@ class Wanted:
         plain = self.pod_name(index)
         return plain if current != plain else plain + SUCCESSOR
 
-    def pod_names(self, index: int) -> tuple[str, str]:
-        """Both names a replica's pods may have."""
-        return self.pod_name(index), self.pod_name(index) + SUCCESSOR
-
 
 @dataclass(frozen=True, slots=True)
 class Demands:
@@ -70,7 +71,7 @@ class Demands:
     """`namespace/placement` whose spec cannot be read: what runs of them stays exactly as it is."""
 
 
-def demand(placements: tuple[Placement, ...], policy: Policy) -> Demands:
+def demand(placements: tuple[Placement, ...], policy: Policy, memo: Memo) -> Demands:
     """Every model of every placement that is not being deleted, oldest placement first."""
     wanted: list[Wanted] = []
     issues: dict[str, list[Issue]] = {}
@@ -87,7 +88,7 @@ def demand(placements: tuple[Placement, ...], policy: Policy) -> Demands:
             issues.setdefault(owner, []).append(Issue(placement.invalid.path, "InvalidSpec", placement.invalid.reason))
             continue
         for position, model in enumerate(placement.models):
-            entry = Wanted(placement, model, position)
+            entry = memo.of("wanted", (placement, model), (position,), partial(Wanted, placement, model, position))
             wanted.append(entry)
             for issue in _issues(entry, names, engines):
                 issues.setdefault(owner, []).append(issue)

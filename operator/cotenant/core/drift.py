@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from cotenant.core.demand import SUCCESSOR, Demands
+from cotenant.core.demand import Demands
 from cotenant.core.inventory import Inventory
 from cotenant.core.memo import Memo
-from cotenant.core.planning import Assigned, NoPlace, Replica
 from cotenant.core.pod import HASH_VERSION, allocated_hash, model_wish
+from cotenant.core.replica import Assigned, NoPlace, Replica
 from cotenant.core.snapshot import Allocation, Pod, Policy
 
 BLOCKED_GRACE = 120.0
@@ -46,6 +46,8 @@ class Start:
     replica: Replica
     allocation: Allocation
     name: str
+    max_model_len: int | None = None
+    """The context `share: auto` was sized for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,9 @@ def drift(
         place = places.get(replica.key)
         if replica.pod is None and isinstance(place, Assigned) and replica.wanted.key not in demands.blocked:
             current = serving.get(replica.key.removesuffix("+"), "") if replica.successor else ""
-            starts.append(
-                Start(replica, place.allocation, replica.wanted.successor_name(replica.index, current or SUCCESSOR))
-            )
+            plain, other = replica.wanted.names[replica.index]
+            name = other if current == plain else plain
+            starts.append(Start(replica, place.allocation, name, place.max_model_len))
     return Changes(tuple(leaves), tuple(starts))
 
 
@@ -108,7 +110,7 @@ def _unwanted(pod: Pod, demands: Demands) -> Leave:
     return Leave(
         pod,
         "Duplicate",
-        f"replica {pod.replica} of {pod.model} is pod {wanted.pod_name(pod.replica)}; this one is not ours",
+        f"replica {pod.replica} of {pod.model} is pod {wanted.names[pod.replica][0]}; this one is not ours",
         Pace.QUIET,
     )
 

@@ -11,9 +11,9 @@ from cotenant.core.drift import overdue
 from cotenant.core.evidence import evidence_of
 from cotenant.core.facts import facts_of
 from cotenant.core.oom import judge
-from cotenant.core.planning import Replica
 from cotenant.core.pod import Tuning
 from cotenant.core.remedies import apply, overrides
+from cotenant.core.replica import Replica
 from cotenant.core.share import GIB, Percent
 from cotenant.core.snapshot import Fault, Pod, Snapshot
 
@@ -56,20 +56,31 @@ class Faults:
         return replace(bare, start_timeout=changes.start_timeout) if changes.start_timeout else bare
 
 
-def faults(snapshot: Snapshot, demands: Demands) -> Faults:
+PodsByName = dict[tuple[str, str, str], Pod]
+"""By namespace, name and the uid of the owning placement."""
+
+
+def pods_of(wanted: Wanted, index: int, pods: PodsByName) -> list[Pod]:
+    """The pods of one replica: mostly one."""
+    placement = wanted.placement
+    names = wanted.names[index]
+    return [pods[key] for name in names if (key := (placement.namespace, name, placement.uid)) in pods]
+
+
+def faults(snapshot: Snapshot, demands: Demands, pods: PodsByName) -> Faults:
     """Judges pods that ended or cannot start, steps their ladders, forgets what healed."""
     of: dict[str, Fault] = {}
     by_model: dict[str, list[Fault]] = {}
     recorded: set[str] = set()
     events: list[Emit] = []
     judged: list[Judged] = []
-    pods = {(pod.namespace, pod.name, pod.owner_uid): pod for pod in snapshot.pods}
     for wanted in demands.wanted:
         before = {fault.index: fault for fault in wanted.placement.status.faults if fault.model == wanted.model.name}
         for index in range(wanted.model.replicas):
-            names = ((wanted.placement.namespace, name, wanted.placement.uid) for name in wanted.pod_names(index))
-            mine = [pods[name] for name in names if name in pods]
+            mine = pods_of(wanted, index, pods)
             after = before.get(index)
+            if after is None and all(pod.ready and pod.is_alive for pod in mine):
+                continue
             recorded.update(pod.uid for pod in mine if after is not None and after.uid == pod.uid)
             candidates: list[Pod | None] = [*mine] or [None]
             for pod in candidates:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
+from cotenant.core.memo import Memo
 from cotenant.core.snapshot import Device, GPUNode, Node, Policy
 
 
@@ -17,6 +19,14 @@ class Machine:
     """Why nothing new may be placed here; '' = open. What runs here stays."""
     lost: str = ""
     """Why what ran here must be planned elsewhere; '' = it may stay."""
+    smallest: int = field(init=False)
+    """Usable bytes of its smallest GPU; 0 without any."""
+    largest: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        sizes = [device.usable for device in self.devices]
+        object.__setattr__(self, "smallest", min(sizes, default=0))
+        object.__setattr__(self, "largest", max(sizes, default=0))
 
     @property
     def product(self) -> str:
@@ -39,8 +49,11 @@ class Inventory:
         return device is not None and device.health == "Healthy"
 
 
-def inventory(nodes: tuple[Node, ...], gpu_nodes: tuple[GPUNode, ...], policy: Policy, now: float) -> Inventory:
+def inventory(
+    nodes: tuple[Node, ...], gpu_nodes: tuple[GPUNode, ...], policy: Policy, now: float, memo: Memo | None = None
+) -> Inventory:
     """The GPUs of managed nodes. A node without a report has none: placement by belief over-packs."""
+    memo = memo or Memo()
     reports = {report.name: report for report in gpu_nodes}
     machines: dict[str, Machine] = {}
     devices: dict[str, Device] = {}
@@ -57,7 +70,8 @@ def inventory(nodes: tuple[Node, ...], gpu_nodes: tuple[GPUNode, ...], policy: P
             else:
                 wake_at = ends if wake_at is None else min(wake_at, ends)
         found = report.devices if report is not None else ()
-        machines[node.name] = Machine(node, found, closed, lost)
+        make = partial(Machine, node, found, closed, lost)
+        machines[node.name] = memo.of("machine", (node, report), (closed, lost), make)
         devices.update((device.uuid, device) for device in found)
     return Inventory(machines, devices, wake_at)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cotenant.core.demand import Demands, Issue, Wanted
 from cotenant.core.inventory import Inventory, Machine
-from cotenant.core.planning import Assigned, NoPlace, Replica
+from cotenant.core.replica import Assigned, NoPlace, Replica
 
 
 def impossible(

@@ -5,8 +5,11 @@ Two sums hold on every GPU: promised, `sum(flag x T) + strangers <= T - headroom
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from cotenant.core.memo import Memo
 from cotenant.core.share import GIB, MIB, SCALE
 from cotenant.core.snapshot import Allocation, Device, Pod
 
@@ -112,16 +115,23 @@ class Account:
         return tuple((tenant, excess) for tenant, excess in found if excess > 0)
 
 
-def accounts(devices: dict[str, Device], pods: tuple[Pod, ...]) -> dict[str, Account]:
+def accounts(devices: dict[str, Device], pods: tuple[Pod, ...], memo: Memo | None = None) -> dict[str, Account]:
     """Every device's ledger, from the pods that are on it or still leaving it. An ended pod's processes are gone: it promises nothing."""
-    tenants: dict[str, list[Tenant]] = {}
+    memo = memo or Memo()
+    here: dict[str, list[Pod]] = {}
     for pod in pods:
         if pod.allocation is None or pod.ended is not None or pod.phase in ("Succeeded", "Failed"):
             continue
         for uuid in pod.allocation.gpus:
-            tenants.setdefault(uuid, []).append(Tenant(pod, pod.allocation))
+            here.setdefault(uuid, []).append(pod)
     out = {}
     for uuid, device in devices.items():
-        here = tuple(sorted(tenants.get(uuid, ()), key=lambda tenant: (tenant.pod.namespace, tenant.pod.name)))
-        out[uuid] = Account(device, here, max((tenant.allocation.headroom for tenant in here), default=0))
+        mine = here.get(uuid, ())
+        out[uuid] = memo.of("account", (device, *mine), (), partial(_account, device, mine))
     return out
+
+
+def _account(device: Device, pods: Sequence[Pod]) -> Account:
+    ordered = sorted(pods, key=lambda pod: (pod.namespace, pod.name))
+    tenants = tuple(Tenant(pod, pod.allocation) for pod in ordered if pod.allocation)
+    return Account(device, tenants, max((tenant.allocation.headroom for tenant in tenants), default=0))

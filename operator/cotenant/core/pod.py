@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from cotenant.core import vllm
 from cotenant.core.demand import Wanted
 from cotenant.core.injection import Injection
+from cotenant.core.learn import key
 from cotenant.core.names import (
     ALLOCATION_ANNOTATION,
     API_VERSION,
@@ -62,6 +63,12 @@ def allocated_hash(wish: str, allocation: Allocation) -> str:
     """The wish and the place together."""
     place = f"{allocation.node} {' '.join(allocation.gpus)} {allocation.utilization}"
     return f"{HASH_VERSION}-{hashlib.sha256(f'{wish}|{place}'.encode()).hexdigest()[:16]}"
+
+
+def lesson(model: Model, product: str, utilization: str, policy: Policy) -> str:
+    """What a start must have in common with another to teach it everything."""
+    version = engine_image(model.engine.name, policy).version
+    return key(model.uri, model.engine, version, model.tensor_parallel, product, utilization)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +202,7 @@ def engine_pod(
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
-            "name": name or wanted.pod_name(index),
+            "name": name or wanted.names[index][0],
             "namespace": wanted.placement.namespace,
             "labels": labels(wanted) | {REPLICA_LABEL: str(index), ROLE_LABEL: "engine"},
             "annotations": {

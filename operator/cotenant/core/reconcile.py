@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
+from cotenant.core.ask import Ask, ask
 from cotenant.core.binding import Binding, Pinned
 from cotenant.core.decision import Apply, Create, Decision, Delete, GPUFigures
 from cotenant.core.demand import Demands, demand
-from cotenant.core.drift import drift, outdated
-from cotenant.core.faults import Faults, faults
-from cotenant.core.inventory import Inventory, Machine, inventory
+from cotenant.core.drift import Start, drift, outdated
+from cotenant.core.faults import Faults, PodsByName, faults, pods_of
+from cotenant.core.inventory import Inventory, inventory
 from cotenant.core.issues import impossible
 from cotenant.core.ledger import Account, accounts
+from cotenant.core.lessons import Lessons, kv_pin, learn
 from cotenant.core.memo import Memo
+from cotenant.core.modelconfig import ModelConfig
 from cotenant.core.names import ENGINE_CONTAINER
-from cotenant.core.planning import Assigned, NoPlace, Replica, assign, per_node_share
-from cotenant.core.pod import engine_pod, service, service_hash
+from cotenant.core.planning import assign
+from cotenant.core.pod import Tuning, engine_pod, service, service_hash
+from cotenant.core.replica import Assigned, Replica
 from cotenant.core.report import states, statuses
 from cotenant.core.rollout import Admitted, admit
-from cotenant.core.share import Auto, Share
 from cotenant.core.snapshot import Pod, Policy, RolloutStrategy, Snapshot
 from cotenant.core.status import ModelState
 
@@ -27,30 +31,31 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     """Everything to be done now. Same snapshot, same decision; `memo`, kept between passes, only saves work."""
     memo = memo or Memo()
     policy, pods = snapshot.policy, snapshot.pods
-    demands = demand(snapshot.placements, policy)
-    machines = inventory(snapshot.nodes, snapshot.gpu_nodes, policy, snapshot.now)
-    ledger = accounts(machines.devices, pods)
+    demands = demand(snapshot.placements, policy, memo)
+    machines = inventory(snapshot.nodes, snapshot.gpu_nodes, policy, snapshot.now, memo)
+    ledger = accounts(machines.devices, pods, memo)
     binding = Pinned(snapshot, machines)
-    troubles = faults(snapshot, demands)
-    replicas = _replicas(snapshot, demands, machines, troubles)
+    by_name = {(pod.namespace, pod.name, pod.owner_uid): pod for pod in pods}
+    troubles = faults(snapshot, demands, by_name)
+    lessons = learn(snapshot, demands, machines, by_name, memo)
+    replicas = _replicas(snapshot, demands, machines, by_name, troubles, lessons, memo)
     hopeful = [replica for replica in replicas if not _given_up(replica, troubles)]
     orphans = _orphans(snapshot, demands)
-    places = assign(hopeful, machines, ledger, binding.unusable, binding.cost, policy, share_of, orphans)
+    places = assign(hopeful, machines, ledger, binding.unusable, binding.cost, policy, orphans, memo)
     changes = drift(replicas, places, pods, demands, machines, policy, troubles.recorded, memo)
     retry_at = {key: fault.retry_at for key, fault in troubles.of.items()}
     admitted = admit(changes, replicas, pods, ledger, binding.pending, retry_at, snapshot.now)
     planned = [place.allocation for place in places.values() if isinstance(place, Assigned)]
     reservations = binding.reservations(planned, ledger, snapshot.now)
     issues = impossible(demands, machines, replicas, places)
-    models = states(snapshot, demands, replicas, places, admitted, troubles, issues)
+    models = states(snapshot, demands, replicas, places, admitted, troubles, lessons, issues, memo)
     written, events = statuses(snapshot, models, issues, ledger, binding, memo)
-    creates, deletes = _changes(snapshot, admitted, binding, troubles)
+    creates, deletes = _changes(snapshot, admitted, binding, troubles, machines)
     wakes = [at for at in (machines.wake_at, admitted.wake_at, reservations.wake_at) if at is not None]
-    memo.turn()
-    return Decision(
+    decided = Decision(
         creates=(*reservations.creates, *creates),
         deletes=(*deletes, *reservations.deletes),
-        applies=_services(snapshot, demands),
+        applies=_services(snapshot, demands, memo),
         statuses=written,
         events=(*troubles.events, *events),
         wake_at=min(wakes, default=None),
@@ -60,6 +65,8 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
         replicas=_phases(models),
         waiting=sum(wait.reason == "TurnAtGPU" for wait in admitted.waits.values()),
     )
+    memo.turn()
+    return decided
 
 
 def _phases(models: dict[str, list[ModelState]]) -> tuple[tuple[str, int], ...]:
@@ -71,17 +78,29 @@ def _phases(models: dict[str, list[ModelState]]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(phases.items()))
 
 
-def _replicas(snapshot: Snapshot, demands: Demands, machines: Inventory, troubles: Faults) -> list[Replica]:
+def _replicas(
+    snapshot: Snapshot,
+    demands: Demands,
+    machines: Inventory,
+    pods: PodsByName,
+    troubles: Faults,
+    lessons: Lessons,
+    memo: Memo,
+) -> list[Replica]:
     """Every replica that is wanted with its pod, and the successors of those that are to be replaced without a gap."""
-    pods = {(pod.namespace, pod.name, pod.owner_uid): pod for pod in snapshot.pods}
+    configs = dict(snapshot.configs)
     out = []
     for wanted in demands.wanted:
         placement = wanted.placement
+        found_config = configs.get(wanted.model.uri)
+        config = found_config if isinstance(found_config, ModelConfig) else None
+        taught = lessons.get(wanted.key, ())
         surging = 0
         for index in range(wanted.model.replicas):
-            names = ((placement.namespace, name, placement.uid) for name in wanted.pod_names(index))
-            found = sorted((pods[name] for name in names if name in pods), key=_seniority)
-            replica = troubles.applied(Replica(wanted, index, found[0] if found else None))
+            found = sorted(pods_of(wanted, index, pods), key=_seniority)
+            pod = found[0] if found else None
+            make = partial(Replica, wanted, index, pod, config=config, learned=taught)
+            replica = troubles.applied(memo.of("replica", (wanted, pod, config, *taught), (index,), make))
             out.append(replica)
             if placement.strategy is not RolloutStrategy.SURGE_IF_ROOM or surging >= placement.max_unavailable:
                 continue
@@ -104,11 +123,8 @@ def _to_be_replaced(replica: Replica, machines: Inventory, troubles: Faults, pol
     machine = machines.machines.get(pod.allocation.node)
     if machine is None or (fault is not None and fault.failed):
         return False
-    share = share_of(replica, machine)
-    if isinstance(share, NoPlace | Auto):
-        return False
-    smallest = min((device.usable for device in machine.devices), default=0)
-    return outdated(replica, str(share.utilization(smallest)), policy)
+    asked = ask(replica, machine, policy)
+    return isinstance(asked, Ask) and outdated(replica, str(asked.utilization), policy)
 
 
 def _orphans(snapshot: Snapshot, demands: Demands) -> tuple[Pod, ...]:
@@ -126,19 +142,8 @@ def _given_up(replica: Replica, troubles: Faults) -> bool:
     return fault is not None and fault.failed and (replica.pod is None or not replica.pod.is_alive)
 
 
-def share_of(replica: Replica, machine: Machine) -> Share | NoPlace:
-    """What a replica asks for on one machine."""
-    share = replica.share or per_node_share(replica.wanted.model, machine)
-    if isinstance(share, Auto):
-        return NoPlace(
-            "EstimateUnavailable",
-            "share: auto needs the model's config, which is not known; write a percentage or a quantity",
-        )
-    return share
-
-
 def _changes(
-    snapshot: Snapshot, admitted: Admitted, binding: Binding, troubles: Faults
+    snapshot: Snapshot, admitted: Admitted, binding: Binding, troubles: Faults, machines: Inventory
 ) -> tuple[list[Create], list[Delete]]:
     creates = []
     for start in admitted.starts:
@@ -150,7 +155,7 @@ def _changes(
             allocation,
             snapshot.policy,
             binding.injection(allocation, ENGINE_CONTAINER),
-            troubles.tuning(start.replica),
+            _tuning(start, snapshot.policy, troubles, machines),
             start.name,
         )
         message = f"{wanted.model.name}-{start.replica.index} starts on {allocation.node} {', '.join(allocation.gpus)} with {allocation.utilization}"
@@ -173,13 +178,30 @@ def _changes(
     return creates, deletes
 
 
-def _services(snapshot: Snapshot, demands: Demands) -> tuple[Apply, ...]:
+def _tuning(start: Start, policy: Policy, troubles: Faults, machines: Inventory) -> Tuning:
+    """What this start runs with beside the spec: remedies, then what earlier starts with the same share taught."""
+    replica, allocation = start.replica, start.allocation
+    tuning = troubles.tuning(replica)
+    if replica.config is not None:
+        tuning = replace(tuning, multimodal=replica.config.multimodal)
+    if tuning.max_model_len is None and start.max_model_len and tuning.engine.max_model_len is None:
+        tuning = replace(tuning, max_model_len=start.max_model_len)
+    pinned = (
+        kv_pin(replica, allocation, machines.machines.get(allocation.node), policy)
+        if tuning.kv_cache_bytes is None
+        else None
+    )
+    return replace(tuning, kv_cache_bytes=pinned) if pinned else tuning
+
+
+def _services(snapshot: Snapshot, demands: Demands, memo: Memo) -> tuple[Apply, ...]:
     there = {(namespace, name): found for namespace, name, found in snapshot.services}
     return tuple(
         Apply(service(wanted), "Service")
         for wanted in demands.wanted
         if wanted.key not in demands.blocked
-        and there.get((wanted.placement.namespace, wanted.base)) != service_hash(wanted)
+        and there.get((wanted.placement.namespace, wanted.base))
+        != memo.of("service", (wanted,), (), partial(service_hash, wanted))
     )
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from cotenant.core.binding import Binding
 from cotenant.core.decision import Emit, WriteStatus
 from cotenant.core.demand import Demands, Issue
 from cotenant.core.faults import Faults
 from cotenant.core.ledger import Account
+from cotenant.core.lessons import Lessons
 from cotenant.core.memo import Memo
-from cotenant.core.planning import Assigned, NoPlace, Replica
+from cotenant.core.planning import Places
+from cotenant.core.replica import Assigned, NoPlace, Replica
 from cotenant.core.rollout import Admitted
 from cotenant.core.share import gib
-from cotenant.core.snapshot import Placement, Snapshot
+from cotenant.core.snapshot import Manifest, Placement, Snapshot
 from cotenant.core.status import (
     READY,
     UNPLACED,
@@ -21,6 +24,7 @@ from cotenant.core.status import (
     Notice,
     ReplicaState,
     canonical,
+    estimate_status,
     placement_status,
     replica_state,
 )
@@ -33,9 +37,12 @@ def states(
     places: dict[str, Assigned | NoPlace],
     admitted: Admitted,
     troubles: Faults,
+    lessons: Lessons,
     issues: dict[str, tuple[Issue, ...]],
+    memo: Memo,
 ) -> dict[str, list[ModelState]]:
     """What is said of every model, by `namespace/placement`."""
+    estimates = _estimates(replicas, places, memo)
     refusals = {(namespace, name): message for namespace, name, message in snapshot.refusals}
     started = {start.replica.key: start for start in admitted.starts}
     by_model: dict[str, list[ReplicaState]] = {}
@@ -44,8 +51,10 @@ def states(
             continue
         wanted = replica.wanted
         fault = troubles.of.get(replica.key)
-        refusal = refusals.get((wanted.placement.namespace, wanted.pod_name(replica.index)), "")
-        state = replica_state(replica, places.get(replica.key), admitted.waits.get(replica.key), fault, refusal)
+        refusal = refusals.get((wanted.placement.namespace, wanted.names[replica.index][0]), "")
+        place, wait = places.get(replica.key), admitted.waits.get(replica.key)
+        tell = partial(replica_state, replica, place, wait, fault, refusal)
+        state = memo.of("state", (replica, place, wait, fault), (refusal,), tell)
         if replica.key in started:
             state = replace(
                 state,
@@ -68,8 +77,23 @@ def states(
                 wanted,
                 tuple(by_model.get(wanted.key, ())),
                 troubles.by_model.get(wanted.key, ()),
+                lessons.get(wanted.key, ()),
+                estimates.get(wanted.key),
             )
         )
+    return out
+
+
+def _estimates(replicas: list[Replica], places: Places, memo: Memo) -> dict[str, Manifest]:
+    """What each model whose config is known is expected to need at the share it has or would have."""
+    out: dict[str, Manifest] = {}
+    for replica in replicas:
+        config, place = replica.config, places.get(replica.key)
+        if config is None or replica.wanted.key in out or not isinstance(place, Assigned):
+            continue
+        told = (place.allocation.bytes, place.max_model_len)
+        tell = partial(estimate_status, config, replica.wanted.model, *told)
+        out[replica.wanted.key] = memo.of("estimate", (config, replica.wanted.model), told, tell)
     return out
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cotenant.core.drift import Changes, Leave, Pace, Start
 from cotenant.core.ledger import Account, context
-from cotenant.core.planning import NoPlace, Replica
+from cotenant.core.replica import NoPlace, Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Pod
 

@@ -10,6 +10,7 @@ from cotenant.core.share import GIB, Share
 from cotenant.core.vllm import Engine
 
 if TYPE_CHECKING:
+    from cotenant.core.modelconfig import ModelConfig
     from cotenant.core.preflight import Preflight
 
 Labels = tuple[tuple[str, str], ...]
@@ -419,6 +420,8 @@ class Snapshot:
     """Changes when the cluster's RuntimeClass or ClusterPolicy does, so that nodes are proven anew."""
     idle: tuple[tuple[str, float], ...] = ()
     """(GPU, since when it is held and empty), as the last pass said."""
+    configs: tuple[tuple[str, ModelConfig | str], ...] = ()
+    """(uri, what its config says, or why it could not be read) of models in the placements."""
     services: tuple[tuple[str, str, str], ...] = ()
     """(namespace, name, hash) of the Services of ours that exist."""
     refusals: tuple[tuple[str, str, str], ...] = ()

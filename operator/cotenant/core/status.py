@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from cotenant.core.advice import at_share
 from cotenant.core.demand import Issue, Wanted
-from cotenant.core.planning import Assigned, NoPlace, Replica
+from cotenant.core.modelconfig import ModelConfig
 from cotenant.core.pod import url
+from cotenant.core.replica import Assigned, NoPlace, Replica
 from cotenant.core.share import gib
-from cotenant.core.snapshot import Allocation, Condition, Fault, Learned, Manifest, Placement, ReplicaMemory
+from cotenant.core.snapshot import Allocation, Condition, Fault, Learned, Manifest, Model, Placement, ReplicaMemory
 
 UNPLACED, WAITING, STARTING, READY, LEAVING, FAILED = "Unplaced", "Waiting", "Starting", "Ready", "Leaving", "Failed"
 
@@ -271,6 +273,21 @@ def _learned_status(known: Learned) -> Manifest:
     if known.ready_seconds is not None:
         out["readySeconds"] = known.ready_seconds
     return out
+
+
+def estimate_status(config: ModelConfig, model: Model, share: int, length: int | None) -> Manifest:
+    """The estimate at a share with its parts, so that a person can put a number in the place of `auto`."""
+    engine = replace(model.engine, max_model_len=length) if length else model.engine
+    found = at_share(config, engine, model.tensor_parallel, share)
+    return {
+        "share": gib(share),
+        "weights": gib(found.weights.value),
+        "activation": gib(found.activation.value),
+        "cudaGraphs": gib(found.cuda_graphs.value),
+        "kvCache": gib(max(0, found.kv_cache(share).value)),
+        "context": length or found.context_that_fits(share, config.max_position),
+        "source": config.source,
+    }
 
 
 def canonical(status: Manifest) -> str:

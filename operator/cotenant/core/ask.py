@@ -1,0 +1,73 @@
+"""What a replica asks of each GPU on one machine: the share as written, or what `auto` comes to, or why none can do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cotenant.core.advice import auto_share, refuse
+from cotenant.core.estimate import Taught
+from cotenant.core.inventory import Machine
+from cotenant.core.learn import recall
+from cotenant.core.pod import lesson
+from cotenant.core.replica import NoPlace, Replica
+from cotenant.core.share import SCALE, Auto, Bytes, Share, Utilization
+from cotenant.core.snapshot import Learned, Model, Policy, matches
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A share that the packer can weigh. Bytes are per GPU."""
+
+    utilization: Utilization
+    bytes: int
+    """On the machine's largest GPU."""
+    overrun: int
+    max_model_len: int | None = None
+
+
+def ask(replica: Replica, machine: Machine, policy: Policy) -> Ask | NoPlace:
+    """What this replica asks on this machine. The same for the same arguments: callers remember it."""
+    model, config = replica.wanted.model, replica.config
+    share = replica.share or per_node_share(model, machine)
+    length = None
+    if isinstance(share, Auto):
+        if config is None:
+            return NoPlace("EstimateUnavailable", _no_config(model))
+        earlier = known(replica, machine.product, "", policy)
+        auto = auto_share(config, model.engine, model.tensor_parallel, Taught(earlier.weights) if earlier else None)
+        share, length = Bytes(auto.bytes), auto.max_model_len
+    utilization = share.utilization(machine.smallest)
+    granted = utilization.of(machine.largest)
+    taught = known(replica, machine.product, str(utilization), policy)
+    overrun = taught.overrun if taught and taught.overrun is not None else policy.overrun
+    if utilization.ten_thousandths > SCALE:
+        return Ask(utilization, granted, overrun, length)  # the packer says who comes nearest
+    if config is not None and replica.share is None and not (taught and taught.kv_cache_tokens):
+        refusal = refuse(config, model.engine, model.tensor_parallel, utilization.of(machine.smallest))
+        if refusal is not None:
+            percent = -(-refusal.needs * 100 // machine.smallest) if machine.smallest else 0
+            would = f"; {percent}% of a {machine.product} would do" if 0 < percent <= 100 else ""
+            return NoPlace(refusal.reason, refusal.message + would)
+    return Ask(utilization, granted, overrun, length)
+
+
+def per_node_share(model: Model, machine: Machine) -> Share:
+    """The share as written for this node: the first perNode entry that selects it, else the model's."""
+    for other in model.per_node:
+        if matches(other.selector, machine.node.labels):
+            return other.share
+    return model.share
+
+
+def known(replica: Replica, product: str, utilization: str, policy: Policy) -> Learned | None:
+    """What was learned of this model with these settings on this product; its KV cache only where the flag was the same."""
+    if not replica.learned:
+        return None
+    model = replica.wanted.model
+    return recall(replica.learned, model.name, lesson(model, product, utilization, policy))
+
+
+def _no_config(model: Model) -> str:
+    if model.uri.startswith("hf://"):
+        return f"share: auto needs the config of {model.uri}, which could not be read; write a percentage or a quantity"
+    return f"share: auto needs the model's config, which is not read from {model.uri.split(':')[0]}://; write a percentage or a quantity for its first start"

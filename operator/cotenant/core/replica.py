@@ -1,0 +1,57 @@
+"""One replica that is wanted, and what a plan may say of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cotenant.core.demand import Wanted
+from cotenant.core.modelconfig import ModelConfig
+from cotenant.core.share import Share
+from cotenant.core.snapshot import Allocation, Learned, Pod
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One replica that is wanted, with what its pod, its faults and earlier starts say of where it may be."""
+
+    wanted: Wanted
+    index: int
+    pod: Pod | None = None
+    share: Share | None = None
+    """Another share than the spec's: what remedies have come to."""
+    avoid: tuple[str, ...] = ()
+    """GPUs it failed on."""
+    wait_for_free: int = 0
+    """Bytes that must be free on each GPU before its next start."""
+    successor: bool = False
+    """It is to take over from the pod that serves now, which leaves once this one is ready (SurgeIfRoom)."""
+    config: ModelConfig | None = None
+    """Of its model, where it could be read."""
+    learned: tuple[Learned, ...] = ()
+    """What earlier starts of its model taught."""
+    key: str = field(init=False)
+    """`namespace/placement/model/index`, of a successor with a mark."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", f"{self.wanted.key}/{self.index}" + ("+" if self.successor else ""))
+
+
+@dataclass(frozen=True, slots=True)
+class NoPlace:
+    """Why a replica has no GPU."""
+
+    reason: str
+    message: str
+    waiting: bool = False
+    """It has a place, or will have one without anybody's doing."""
+    displaced: bool = False
+    """A replica of higher priority has its place: it must leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """A replica's place in the plan."""
+
+    allocation: Allocation
+    max_model_len: int | None = None
+    """The context `share: auto` was sized for, to be rendered."""

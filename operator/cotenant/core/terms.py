@@ -1,0 +1,171 @@
+"""What is wanted and what there is, in the packer's terms: hosts of a few kinds with bins, workloads with a demand per kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from cotenant.core.ask import Ask, ask
+from cotenant.core.inventory import Inventory, Machine
+from cotenant.core.ledger import Account
+from cotenant.core.memo import Memo
+from cotenant.core.packing import Bin, Demand, Host, Running, Workload
+from cotenant.core.replica import NoPlace, Replica
+from cotenant.core.snapshot import Labels, Pod, Policy, matches
+
+LAST = -(10**9)
+"""Priority of a successor, which takes nobody's place: what it replaces still serves."""
+
+
+def grouped(replicas: list[Replica]) -> dict[str, list[Replica]]:
+    """Replicas that ask for the same, by workload key; one whose remedies changed its ask stands alone."""
+    groups: dict[str, list[Replica]] = {}
+    for replica in replicas:
+        alone = replica.share is not None or replica.avoid or replica.successor
+        groups.setdefault(replica.key if alone else replica.wanted.key, []).append(replica)
+    return groups
+
+
+class Kinds:
+    """Machines told apart only by what some replica could tell apart: product, memory, and which selectors hold."""
+
+    def __init__(self, machines: tuple[Machine, ...], selectors: frozenset[Labels], named: frozenset[str]) -> None:
+        numbers: dict[tuple[object, ...], int] = {}
+        order = sorted(selector for selector in selectors if selector)
+        self.of: dict[str, int] = {}
+        self.examples: list[Machine] = []
+        for machine in machines:
+            name, labels = machine.node.name, machine.node.labels
+            selected = tuple(matches(selector, labels) for selector in order)
+            own = name if name in named else ""
+            signature = (machine.product, machine.smallest, machine.largest, selected, own)
+            if signature not in numbers:
+                numbers[signature] = len(self.examples)
+                self.examples.append(machine)
+            self.of[name] = numbers[signature]
+
+
+def kinds(replicas: list[Replica], inventory: Inventory, memo: Memo) -> Kinds:
+    """The kinds of machines for these replicas."""
+    selectors: set[Labels] = set()
+    named: set[str] = set()
+    for replica in replicas:
+        placement = replica.wanted.placement
+        selectors.add(placement.selector)
+        named.update(placement.names)
+        selectors.update(other.selector for other in replica.wanted.model.per_node)
+        named.update(inventory.devices[uuid].node for uuid in replica.avoid if uuid in inventory.devices)
+    machines = tuple(inventory.machines.values())
+    told = (frozenset(selectors), frozenset(named))
+    return memo.of("kinds", machines, told, partial(Kinds, machines, *told))
+
+
+def hosts(
+    inventory: Inventory,
+    ledger: dict[str, Account],
+    usable: Callable[[str], str],
+    cost: Callable[[str], int | None],
+    kinds: Kinds,
+    outside: tuple[Pod, ...],
+    policy: Policy,
+) -> tuple[Host, ...]:
+    """Every machine; those that are closed with the reason. `outside` are engines this plan does not place."""
+    outside_use: dict[str, int] = {}
+    asked: dict[str, int] = {}
+    for pod in outside:
+        if pod.allocation is None:
+            continue
+        asked[pod.allocation.node] = asked.get(pod.allocation.node, 0) + 1
+        for uuid in pod.allocation.gpus:
+            outside_use[uuid] = outside_use.get(uuid, 0) + pod.allocation.bytes + pod.allocation.overrun
+    out = []
+    for name, machine in inventory.machines.items():
+        bins = []
+        note = machine.lost or machine.closed
+        for device in machine.devices:
+            if why := usable(device.uuid):
+                note = note or why
+                continue
+            used = outside_use.get(device.uuid, 0) + ledger[device.uuid].foreign
+            bins.append(Bin(device.uuid, device.usable, min(used, device.usable), device.island, cost(device.uuid)))
+        taken = asked.get(name, 0)
+        out.append(
+            Host(
+                name=name,
+                kind=kinds.of[name],
+                bins=tuple(bins),
+                cpu=max(0, machine.node.cpu - taken * policy.default_cpu),
+                memory=max(0, machine.node.memory - taken * policy.default_memory),
+                product=machine.product,
+                cost=machine.largest >> 30 or 1,
+                ready=bool(bins) and not (machine.closed or machine.lost),
+                note=note or ("" if machine.devices else "it reports no GPU"),
+            )
+        )
+    return tuple(out)
+
+
+def workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy, memo: Memo) -> Workload | NoPlace:
+    """One model's replicas; NoPlace where no kind of machine could ever take them."""
+    return memo.of("workload", (kinds, policy, *members), (key,), partial(_workload, key, members, kinds, policy))
+
+
+def _workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy) -> Workload | NoPlace:
+    first = members[0]
+    wanted, model = first.wanted, first.wanted.model
+    demands: list[Demand | None] = []
+    refused: list[str] = []
+    failures: list[NoPlace] = []
+    for machine in kinds.examples:
+        why = _not_selected(first, machine) or _avoided(first, machine)
+        asked = None if why or not machine.largest else ask(first, machine, policy)
+        if isinstance(asked, NoPlace):
+            failures.append(asked)
+            why = asked.message
+        demands.append(Demand(asked.bytes, asked.overrun) if isinstance(asked, Ask) else None)
+        refused.append(why)
+    if failures and not any(demands):
+        return failures[0]
+    headroom = wanted.placement.headroom
+    return Workload(
+        key=key,
+        replicas=len(members),
+        gpus=model.tensor_parallel,
+        demands=tuple(demands),
+        spread=model.spread,
+        priority=LAST if first.successor else model.priority,
+        headroom=policy.headroom if headroom is None else headroom,
+        cpu=model.cpu if model.cpu is not None else policy.default_cpu,
+        memory=model.memory if model.memory is not None else policy.default_memory,
+        namespace=wanted.placement.namespace,
+        refused=tuple(refused),
+    )
+
+
+def running(key: str, members: list[Replica]) -> list[Running]:
+    """Those that have their GPUs now; one that does not serve yet, or no longer, is not worth a move but keeps its place."""
+    found = []
+    for position, member in enumerate(members):
+        allocation = member.pod.allocation if member.pod else None
+        if allocation is None or member.pod is None or len(allocation.gpus) != member.wanted.model.tensor_parallel:
+            continue
+        if not member.avoid or not set(member.avoid) & set(allocation.gpus):
+            found.append(Running(key, position, allocation.node, allocation.gpus, fixed=member.pod.is_starting))
+    return found
+
+
+def _not_selected(replica: Replica, machine: Machine) -> str:
+    placement = replica.wanted.placement
+    if placement.names and machine.node.name not in placement.names:
+        return "not among spec.nodes.names"
+    if not matches(placement.selector, machine.node.labels):
+        missing = sorted(set(placement.selector) - set(machine.node.labels))
+        return "not selected: lacks " + ", ".join(f"{key}={value}" for key, value in missing)
+    return ""
+
+
+def _avoided(replica: Replica, machine: Machine) -> str:
+    if not replica.avoid:
+        return ""
+    uuids = {device.uuid for device in machine.devices}
+    return "its engine failed there" if uuids and uuids <= set(replica.avoid) else ""
