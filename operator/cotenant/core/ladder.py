@@ -24,7 +24,6 @@ from cotenant.core.remedies import (
     change,
     overrides,
 )
-from cotenant.core.share import gib
 from cotenant.core.snapshot import Fault, Model
 
 HOUR = 3600.0
@@ -197,19 +196,9 @@ def delay(key: str, attempt: int) -> float:
     return base * (1 + (zlib.crc32(key.encode("utf-8", "replace")) % 1000) / 10_000)
 
 
-def why_wait(fault: Fault | None, now: float, free: int | None) -> str:
-    """Why a replica with this fault may not start yet; '' = it may. `free`: bytes free on the fullest of its GPUs."""
-    if fault is None:
-        return ""
-    if fault.failed:
-        return fault.message
-    # a clock that jumped back must not make it wait for ever
-    if now < fault.retry_at <= now + HOUR + LONGEST_DELAY:
-        return f"it failed {fault.attempt} times ({fault.reason}); next start in {fault.retry_at - now:.0f} s"
-    wanted = overrides(fault).wait_for_free
-    if wanted is not None and free is not None and free < wanted:
-        return f"waits for {gib(wanted)} free on the GPU; {gib(free)} are"
-    return ""
+def held_until(fault: Fault, now: float) -> float:
+    """When its back-off ends; 0.0 where a clock that jumped back would make it wait for ever."""
+    return fault.retry_at if fault.retry_at <= now + HOUR + LONGEST_DELAY else 0.0
 
 
 def heal(fault: Fault | None, generation: int, ready_since: float | None, now: float) -> Fault | None:

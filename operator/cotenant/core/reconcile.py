@@ -13,6 +13,7 @@ from cotenant.core.drift import Start, drift, outdated
 from cotenant.core.faults import Faults, PodsByName, faults, pods_of
 from cotenant.core.inventory import Inventory, inventory
 from cotenant.core.issues import impossible
+from cotenant.core.ladder import held_until
 from cotenant.core.ledger import Account, accounts
 from cotenant.core.lessons import Lessons, kv_pin, learn
 from cotenant.core.memo import Memo
@@ -43,7 +44,7 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     orphans = _orphans(snapshot, demands)
     places = assign(hopeful, machines, ledger, binding.unusable, binding.cost, policy, orphans, memo)
     changes = drift(replicas, places, pods, demands, machines, policy, troubles.recorded, memo)
-    retry_at = {key: fault.retry_at for key, fault in troubles.of.items()}
+    retry_at = {key: held_until(fault, snapshot.now) for key, fault in troubles.of.items()}
     admitted = admit(changes, replicas, pods, ledger, binding.pending, retry_at, snapshot.now)
     planned = [place.allocation for place in places.values() if isinstance(place, Assigned)]
     reservations = binding.reservations(planned, ledger, snapshot.now)

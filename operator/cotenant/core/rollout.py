@@ -10,6 +10,7 @@ from cotenant.core.ledger import Account, context
 from cotenant.core.replica import NoPlace, Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Pod
+from cotenant.core.status import rfc3339
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def admit(
         until = retry_at.get(start.replica.key, 0.0)
         if until > now:
             wake.append(until)
-            waits[start.replica.key] = NoPlace("BackOff", f"starts again in {until - now:.0f} s", waiting=True)
+            waits[start.replica.key] = NoPlace("BackOff", f"starts again at {rfc3339(until)}", waiting=True)
             # its place in the queue is not given away; the GPU is
             continue
         why = _why_wait(start, turns, ledger, pending)
