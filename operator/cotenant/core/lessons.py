@@ -40,7 +40,9 @@ def learn(snapshot: Snapshot, demands: Demands, machines: Inventory, pods: PodsB
     return out
 
 
-def _add(kept: dict[str, Learned], wanted: Wanted, pod: Pod, machine: Machine, policy: Policy, now: float) -> None:
+def _add(
+    kept: dict[str, Learned], wanted: Wanted, pod: Pod, machine: Machine, policy: Policy, now: float, memo: Memo
+) -> None:
     allocation = pod.allocation
     if allocation is None:
         return
