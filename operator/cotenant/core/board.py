@@ -29,6 +29,10 @@ class Board:
         self.cost = self.islands = self.splits = self.moves = 0
         self.lumps = 0
         """Sum of squares of what is left on the GPUs: higher when the room left lies together."""
+        self.index = Index(self, built=False)
+
+    def build_index(self) -> None:
+        """Make the index true; until then it is not kept, which is faster while all that runs is put in its place."""
         self.index = Index(self)
 
     def _number_workloads(self) -> None:

@@ -27,8 +27,11 @@ def _never() -> bool:
 class Index:
     """Kept true by the board; answers `one` and `group`."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, built: bool = True) -> None:
         self.board = board
+        self.built = built
+        if not built:
+            return
         self.count = max(1, len(board.uuid))
         kinds = 1 + max([h.kind for h in board.hosts], default=0)
         self.least_cpu = min(board.cpu_need, default=0)
@@ -39,8 +42,7 @@ class Index:
         self.code = [-1] * len(board.uuid)
         self._build_cells()
         self.domains = [_Domains(board, whole) for whole in (False, True)]
-        for g in range(len(board.uuid)):
-            self._learn(g)
+        self._learn_all()
         for cell in range(len(self.clean)):
             self._rank(cell)
 
@@ -78,8 +80,25 @@ class Index:
             self.classes_of[self.classes[number][0]].append(number)
 
     # ------------------------------------------------------------------------------------------------- staying true
+    def _learn_all(self) -> None:
+        """What `_learn` does, for every GPU at once: sorted in the end instead of kept sorted."""
+        board = self.board
+        for g, tenants in enumerate(board.tenants):
+            host = board.host[g]
+            if not self.usable[host]:
+                continue
+            if not tenants and board.price[g]:
+                self.clean[self.cell[g]].append(g)
+            elif len(tenants) < board.max_tenants and (room := self.room(g)) >= 0:
+                self.code[g] = room * self.count + g
+                self.open[board.host_kind[host]].append(self.code[g])
+        for pool in self.open:
+            pool.sort()
+
     def forget(self, g: int) -> None:
         """The GPU is about to change."""
+        if not self.built:
+            return
         code = self.code[g]
         if code >= 0:
             pool = self.open[self.board.host_kind[self.board.host[g]]]
@@ -93,6 +112,8 @@ class Index:
 
     def learn(self, g: int) -> None:
         """The GPU has changed."""
+        if not self.built:
+            return
         self.forget(g)
         self._learn(g)
         self._rank(self.cell[g])
@@ -135,6 +156,8 @@ class Index:
 
     def host_changed(self, host: int) -> None:
         """Its CPU or memory changed: GPUs of a host that can start nothing more are not looked at."""
+        if not self.built:
+            return
         usable = self._is_usable(host)
         if usable is self.usable[host]:
             return

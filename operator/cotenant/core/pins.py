@@ -31,9 +31,11 @@ def pin(board: Board) -> None:
             board.place(r, spot)
     for host in range(len(board.hosts)):
         for g in board.host_gpus[host]:
-            if board.tenants[g]:
+            if board.tenants[g] and _is_strained(board, g):
                 _relieve_gpu(board, g)
-        _relieve_host(board, host)
+        if board.cpu[host] < 0 or board.host_memory[host] < 0 or max(board.on_host[host].values(), default=0) > 1:
+            _relieve_host(board, host)
+    board.build_index()
 
 
 def _spot(running: Running, known: dict[str, int]) -> Spot:
@@ -48,6 +50,13 @@ def _may_stay(board: Board, w: int, spot: Spot) -> bool:
     if not board.ready[host] or board.need(w, host) is None or len(spot) != board.size[w]:
         return False
     return not (board.workloads[w].same_island and board.splits_on(spot))
+
+
+def _is_strained(board: Board, g: int) -> bool:
+    models = board.models[g]
+    if board.promise[g] < board.kept[g] or board.real[g] < 0 or len(models) > board.max_tenants:
+        return True
+    return len(set(models)) < len(models) and any(board.apart[w] and models.count(w) > 1 for w in models)
 
 
 def _relieve_gpu(board: Board, g: int) -> None:

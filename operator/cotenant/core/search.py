@@ -230,7 +230,7 @@ class Search:
             island = board.island[chance.one_of(gpus)]
             gpus = [g for g in gpus if board.island[g] == island]
         spot = tuple(sorted(chance.shuffled(gpus)[: board.size[w]]))
-        left = [(r, ())]
+        left: list[tuple[int, Spot]] = [(r, ())]
         for g in spot:
             left += [(x, self.take(x)) for x in list(board.tenants[g]) if self._is_free(x)]
         if board.can_stand(w, spot):
