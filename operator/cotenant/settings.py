@@ -101,6 +101,8 @@ class Settings(BaseSettings):
     injection: Literal["auto", "cdi-device-plugin", "cdi-jit", "env", "nri", "volume-mounts"] = "cdi-device-plugin"
     runtime_class: str = "nvidia"
     reserve: bool = True
+    hub_offline: bool = False
+    """True: models' configs come from the catalogue alone, nobody asks a hub."""
     """Hold every GPU with a pod before using it; false only on nodes nobody else uses."""
     holder_idle: Annotated[float, Field(ge=0)] = 300.0
     holder_image: str = Policy().holder_image

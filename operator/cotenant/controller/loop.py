@@ -8,19 +8,23 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from cotenant import metrics
 from cotenant.controller.act import Act, Outcome
 from cotenant.controller.cache import Cache, Key
+from cotenant.controller.configs import Configs
 from cotenant.controller.evidence import Evidence, reader
 from cotenant.controller.handlers import Doorbell
 from cotenant.controller.sources import Source, sources
 from cotenant.controller.surroundings import survey
 from cotenant.core.decision import Decision, GPUFigures
+from cotenant.core.drift import DRIFTS
 from cotenant.core.snapshot import Snapshot
 from cotenant.errors import ClusterError
 from cotenant.kube import Kube
 from cotenant.settings import Settings
+from cotenant.sources import model_config
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +75,7 @@ class Loop:
         self.act = Act(kube, self.cache, settings.concurrency, settings.identity, self.ring)
         self._evidence = Evidence(self.cache, reader(kube.pod_log), self.ring)
         self._doorbell = Doorbell(self._sources, self._namespaces(), kube.connection, self._hear)
+        self._configs = Configs(partial(model_config, offline=settings.hub_offline), self.ring)
         self._considered: object = None
         self._figures: tuple[GPUFigures, ...] = ()
         self._failures = 0
@@ -101,6 +106,7 @@ class Loop:
             resync.cancel()
             self._doorbell.stop()
             await self._evidence.stop()
+            await self._configs.stop()
             await self.act.stop()
 
     # ------------------------------------------------------------------------------------------------------ observing
@@ -200,6 +206,7 @@ class Loop:
     async def _decide_and_act(self) -> Outcome:
         begun = time.perf_counter()
         snapshot = self.cache.snapshot(time.time())
+        snapshot = replace(snapshot, configs=self._configs.of(snapshot.placements))
         if self._considered is not snapshot.pods:
             self._evidence.consider(snapshot.pods, snapshot.placements)
             self._considered = snapshot.pods
@@ -227,6 +234,13 @@ class Loop:
 
     def _measure(self, decision: Decision) -> None:
         metrics.WAITING.set(decision.waiting)
+        for judged in decision.judged:
+            metrics.FAULTS.labels(judged.verdict).inc()
+            for rung in judged.rungs:
+                metrics.REMEDIES.labels(rung).inc()
+        for delete in decision.deletes:
+            if delete.reason in DRIFTS:
+                metrics.DRIFT.labels(delete.reason).inc()
         metrics.REPLICAS.clear()
         for phase, count in decision.replicas:
             metrics.REPLICAS.labels(phase).set(count)

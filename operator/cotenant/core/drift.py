@@ -16,6 +16,10 @@ BLOCKED_GRACE = 120.0
 """Seconds a pod may hang before its container starts (image, Secret, volume) until it gives up its turn at the GPU."""
 
 
+DRIFTS = ("Edited", "WrongNode", "FlagDiffers", "SpecChanged", "Moved", "Duplicate", "NodeLost")
+"""Reasons of changes that bring back what should be, for metrics."""
+
+
 class Pace(StrEnum):
     """How a change may go."""
 
