@@ -1,0 +1,124 @@
+"""What must always hold, seen from the world itself and not from any controller's view of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES
+from cotenant.core.share import gib
+from cotenant.core.snapshot import Policy
+from tests.soak.physics import Physics
+
+Body = dict[str, Any]
+
+
+class Broken(Exception):  # noqa: N818 - it reads better: raise Broken("...")
+    """A law was broken."""
+
+
+def _engines(physics: Physics) -> list[tuple[Body, dict[str, Any]]]:
+    """Pods of ours that hold or will hold memory, with what they were given; a person's copies apart."""
+    out = []
+    for pod in physics.store.all(PODS):
+        meta = pod["metadata"]
+        if meta["labels"].get("cotenant.dev/role") != "engine" or meta["name"] in physics.copies:
+            continue
+        if pod["status"].get("phase") not in ("Succeeded", "Failed"):
+            out.append((pod, json.loads(meta["annotations"]["cotenant.dev/allocation"])))
+    return out
+
+
+def check_step(physics: Physics) -> None:
+    """After every step: no GPU promised over its memory, one start per GPU, one engine per replica."""
+    promised: dict[str, int] = {}
+    starting: dict[str, list[str]] = {}
+    for pod, given in _engines(physics):
+        leaving = "deletionTimestamp" in pod["metadata"]
+        engine = physics.engines.get(pod["metadata"]["uid"])
+        for uuid in given["gpus"]:
+            promised[uuid] = promised.get(uuid, 0) + given["bytes"]
+            if not leaving and (engine is None or not engine.serving):
+                starting.setdefault(uuid, []).append(pod["metadata"]["name"])
+    for uuid, amount in promised.items():
+        gpu = physics.gpus.get(uuid)
+        if gpu is not None and amount > gpu.memory:
+            raise Broken(f"{uuid} of {gib(gpu.memory)} has {gib(amount)} promised")
+    for uuid, names in starting.items():
+        if len(names) > 1 and uuid in physics.gpus:
+            raise Broken(f"{' and '.join(names)} start together on {uuid}")
+
+
+def check_rest(physics: Physics, policy: Policy) -> None:
+    """At rest: every wanted replica serves or says why not, and nothing is there that nobody wants."""
+    wanted: set[tuple[str, str]] = set()
+    for placement in physics.store.all(PLACEMENTS):
+        meta, status = placement["metadata"], placement.get("status") or {}
+        if status.get("observedGeneration") != meta["generation"]:
+            raise Broken(f"{meta['name']}: status is of generation {status.get('observedGeneration')}")
+        said = {model["name"]: model for model in status.get("models", ())}
+        if any(c["reason"] == "InvalidSpec" and c["type"] == "Ready" for c in status["conditions"]):
+            wanted |= {(meta["namespace"], f"{meta['name']}-{model['name']}") for model in placement["spec"]["models"]}
+            continue
+        for model in placement["spec"]["models"]:
+            wanted.add((meta["namespace"], f"{meta['name']}-{model['name']}"))
+            replicas = said.get(model["name"], {}).get("replicas", [])
+            if len(replicas) != model["replicas"]:
+                raise Broken(
+                    f"{meta['name']}/{model['name']}: {model['replicas']} replicas, the status tells of {len(replicas)}"
+                )
+            for replica in replicas:
+                _check_replica(physics, meta, model["name"], replica)
+    for pod, given in _engines(physics):
+        name, where = pod["metadata"]["name"], physics.machines.get(given["node"])
+        base = (pod["metadata"]["namespace"], name.rpartition("-")[0])
+        if base not in wanted and where is not None and where.up:
+            raise Broken(f"pod {name} is left over")
+    for service in physics.store.all(SERVICES):
+        key = (service["metadata"]["namespace"], service["metadata"]["name"])
+        if key not in wanted:
+            raise Broken(f"Service {key[1]} is left over")
+    _check_work_is_done(physics, policy)
+
+
+def _check_replica(physics: Physics, meta: Body, model: str, replica: Body) -> None:
+    name = f"{meta['name']}-{model}-{replica['index']}"
+    if replica["phase"] == "Ready":
+        pod = physics.store.get(PODS, (meta["namespace"], replica["pod"]))
+        engine = physics.engines.get(pod["metadata"]["uid"]) if pod else None
+        if engine is None or not engine.serving:
+            raise Broken(f"{name} is said to be Ready and does not serve")
+    elif not replica.get("reason") or not replica.get("message"):
+        raise Broken(f"{name} is {replica['phase']} without a reason")
+
+
+def _check_work_is_done(physics: Physics, policy: Policy) -> None:
+    """No replica of one GPU is left unplaced for memory where a clean GPU of an open node would take it."""
+    used = {uuid for _, given in _engines(physics) for uuid in given["gpus"]}
+    clean = [
+        gpu
+        for gpu in physics.gpus.values()
+        if gpu.uuid not in used
+        and not gpu.strangers
+        and gpu.health == "Healthy"
+        and (machine := physics.machines[gpu.node]).up
+        and not machine.cordoned
+        and physics.used(gpu) == 0
+    ]
+    for placement in physics.store.all(PLACEMENTS):
+        if placement["spec"].get("nodes"):
+            continue
+        for model in placement["spec"]["models"]:
+            if model["tensorParallelSize"] != 1 or model["spread"] != "None" or not model["share"].endswith("%"):
+                continue
+            asked = float(model["share"][:-1]) / 100
+            headroom = float((placement["spec"].get("headroom") or f"{policy.headroom / 100}%")[:-1]) / 100
+            for said in (placement.get("status") or {}).get("models", ()):
+                for replica in said["replicas"] if said["name"] == model["name"] else ():
+                    fits = [
+                        gpu.uuid
+                        for gpu in clean
+                        if asked + headroom <= 1 and asked * gpu.memory + policy.overrun <= gpu.memory
+                    ]
+                    if replica["phase"] == "Unplaced" and fits:
+                        raise Broken(f"{model['name']} is Unplaced ({replica['message']}) though {fits[0]} is empty")
