@@ -55,7 +55,7 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     wakes = [at for at in (machines.wake_at, admitted.wake_at, reservations.wake_at) if at is not None]
     decided = Decision(
         creates=(*reservations.creates, *creates),
-        deletes=(*deletes, *reservations.deletes),
+        deletes=(*deletes, *reservations.deletes, *_stale_services(snapshot, demands)),
         applies=_services(snapshot, demands, memo),
         statuses=written,
         events=(*troubles.events, *events),
@@ -203,6 +203,24 @@ def _services(snapshot: Snapshot, demands: Demands, memo: Memo) -> tuple[Apply, 
         if wanted.key not in demands.blocked
         and there.get((wanted.placement.namespace, wanted.base))
         != memo.of("service", (wanted,), (), partial(service_hash, wanted))
+    )
+
+
+def _stale_services(snapshot: Snapshot, demands: Demands) -> tuple[Delete, ...]:
+    """Services of models that a placement no longer has; those of a placement that is gone are Kubernetes' to collect."""
+    wanted = {(entry.placement.namespace, entry.base) for entry in demands.wanted}
+    frozen, readable = [], []
+    for placement in snapshot.placements:
+        begins = (placement.namespace, f"{placement.name}-")
+        (frozen if placement.invalid or placement.deleting else readable).append(begins)
+
+    def of(placements: list[tuple[str, str]], namespace: str, name: str) -> bool:
+        return any(namespace == there and name.startswith(prefix) for there, prefix in placements)
+
+    return tuple(
+        Delete(namespace, name, "", "ModelRemoved", kind="Service")
+        for namespace, name, _ in snapshot.services
+        if (namespace, name) not in wanted and of(readable, namespace, name) and not of(frozen, namespace, name)
     )
 
 
