@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from cotenant.agent.metrics import AgentMetrics
 from cotenant.agent.nvml import NVML, NVMLUnavailable
@@ -16,7 +17,7 @@ from cotenant.agent.pods import NO_PODS, Pods
 from cotenant.agent.processes import Process, Processes
 from cotenant.agent.publish import Cluster, Publisher, fatal_xids, lease
 from cotenant.agent.readings import NodeReading, is_fatal
-from cotenant.agent.report import Known, Report, Surroundings, Verdict, matters, report
+from cotenant.agent.report import NO_HOLDINGS, Known, Report, Surroundings, Verdict, matters, report
 from cotenant.agent.settings import AgentSettings
 from cotenant.core.names import AGENT_MANAGER
 from cotenant.core.snapshot import Manifest
@@ -29,6 +30,8 @@ ASK_AGAIN = 15.0
 STUCK_AFTER = 300.0
 """Seconds without a finished reading, or with a driver this container's library does not fit, until /healthz says
 so."""
+FIRST_HOLDINGS = 10.0
+"""Seconds the reader, which starts together with the agent, may take to its first answer."""
 RETRY = 5.0
 """Seconds until a failed write is tried again; kube.py has tried for a while already."""
 
@@ -53,6 +56,7 @@ class Agent:
         self._asked: tuple[frozenset[str], frozenset[tuple[str, str]]] = (frozenset(), frozenset())
         self._ask_after = 0.0
         self._listed_at = -1e9
+        self._has_adopted = False
         self._started = time.monotonic()
         self._good_since = self._started
         self._said: Report | None = None
@@ -63,7 +67,6 @@ class Agent:
     # --------------------------------------------------------------------------------------------------------- tasks
     async def run(self, stopping: asyncio.Event) -> None:
         """Until told to stop."""
-        await self._adopt()
         tasks = [
             asyncio.create_task(self._forever(self._sample, lambda: self._settings.interval)),
             asyncio.create_task(self._forever(self._publish, lambda: 0.0)),
@@ -82,30 +85,30 @@ class Agent:
         while True:
             try:
                 await step()
-            except asyncio.CancelledError:
-                raise
+                await asyncio.sleep(pause())
             except ClusterError as error:
                 self.metrics.counts["api_failures"] += 1
                 log.warning("%s", error)
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(jitter(RETRY))
             except Exception:
                 self.metrics.counts["failures"] += 1
                 log.exception("going on after what should not have happened")
-                await asyncio.sleep(RETRY)
-            await asyncio.sleep(pause())
+                await asyncio.sleep(jitter(RETRY))
 
     async def _adopt(self) -> None:
-        """Take over what an earlier agent said; without an API server, begin without."""
-        try:
-            found = await asyncio.wait_for(self._publisher.before(), 10)
-            self._known = Known(fatal=fatal_xids(found, self._boot))
-        except (ClusterError, TimeoutError) as error:
-            log.warning("what an earlier agent said is not known: %s", error)
+        """Take over what an earlier agent said: nothing is written before that is known."""
+        found = await self._publisher.before()
+        before = dict(fatal_xids(found, self._boot)) | dict(self._known.fatal)
+        self._known = replace(self._known, fatal=tuple(sorted(before.items())))
+        self._has_adopted = True
 
     # ------------------------------------------------------------------------------------------------------- reading
     async def _sample(self) -> None:
         problem = await self._read()
-        holdings, holdings_problem = self._holdings()
+        told = self._holdings()
+        if told is None:
+            return  # a first report without holders would look like a loss of all of them
+        holdings, holdings_problem = told
         await self._know_pods(holdings)
         self._around = Surroundings(
             processes=self._around.processes,
@@ -130,7 +133,8 @@ class Agent:
             # A driver in trouble can keep a call for ever; no second one is put behind it.
             self.metrics.counts["readings_late"] += 1
             return Verdict(False, "NVMLTimeout", f"NVML has not answered for {self._settings.nvml_patience:.0f} s")
-        (got, processes), self._reading = self._reading.result(), None
+        finished, self._reading = self._reading, None
+        got, processes = finished.result()
         if isinstance(got, NVMLUnavailable):
             self.metrics.counts["readings_failed"] += 1
             if got.reason != "LibraryMismatch":
@@ -155,18 +159,20 @@ class Agent:
         pids = frozenset(process.pid for device in reading.devices for process in device.processes)
         return reading, self._processes.read(pids)
 
-    def _holdings(self) -> tuple[Holdings, str]:
-        """What the reader last wrote, and why it is not to be believed."""
-        found = read_holdings(self._settings.podresources_file) or Holdings(at=0.0)
-        age = min(time.time() - found.at, time.monotonic() - self._started + self._settings.podresources_patience)
-        if found.at and age <= self._settings.podresources_patience:
+    def _holdings(self) -> tuple[Holdings, str] | None:
+        """What the reader last wrote, and why it is not to be believed; None while it may still be starting."""
+        found = read_holdings(self._settings.podresources_file)
+        patience = self._settings.podresources_patience
+        if found is None or not found.at:
+            if time.monotonic() - self._started < min(patience, FIRST_HOLDINGS):
+                return None
+            silent = f"nothing was written to {self._settings.podresources_file}; is its reader running?"
+            return found or NO_HOLDINGS, (found.error if found else "") or silent
+        age = abs(time.time() - found.at)
+        if age <= patience:
             return found, ""
-        if not found.at and time.monotonic() - self._started <= self._settings.podresources_patience:
-            return found, "the kubelet's PodResources API has not been read yet"
-        return (
-            found,
-            found.error or f"{self._settings.podresources_file} is not written any more; is its reader running?",
-        )
+        silent = f"{self._settings.podresources_file} is not written any more; is its reader running?"
+        return found, found.error or silent
 
     # --------------------------------------------------------------------------------------------------------- pods
     async def _know_pods(self, holdings: Holdings) -> None:
@@ -206,6 +212,10 @@ class Agent:
     # ------------------------------------------------------------------------------------------------------- writing
     async def _publish(self) -> None:
         """Write when something matters, and once in a while in any case: the object may have been deleted."""
+        if not self._has_adopted:
+            await self._adopt()
+            self._said = None  # said without what was just learned
+            self._fresh.clear()
         try:
             async with asyncio.timeout(jitter(self._settings.resync)):
                 await self._fresh.wait()
