@@ -57,6 +57,10 @@ class Configs:
             self._told = told
         return self._told
 
+    def reading(self) -> frozenset[str]:
+        """URIs nothing is known of yet, not even why not."""
+        return frozenset(uri for uri, entry in self._entries.items() if entry.found is None)
+
     async def stop(self) -> None:
         """Wait for nobody."""
         for task in self._tasks:

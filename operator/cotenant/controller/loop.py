@@ -206,7 +206,8 @@ class Loop:
     async def _decide_and_act(self) -> Outcome:
         begun = time.perf_counter()
         snapshot = self.cache.snapshot(time.time())
-        snapshot = replace(snapshot, configs=self._configs.of(snapshot.placements))
+        configs = self._configs.of(snapshot.placements)
+        snapshot = replace(snapshot, configs=configs, reading=self._configs.reading())
         if self._considered is not snapshot.pods:
             self._evidence.consider(snapshot.pods, snapshot.placements)
             self._considered = snapshot.pods

@@ -8,9 +8,9 @@ from cotenant.core.advice import auto_share, refuse
 from cotenant.core.estimate import Taught
 from cotenant.core.inventory import Machine
 from cotenant.core.learn import recall
-from cotenant.core.pod import lesson
+from cotenant.core.pod import allocated_hash, lesson, model_wish
 from cotenant.core.replica import NoPlace, Replica
-from cotenant.core.share import SCALE, Auto, Bytes, Share, Utilization
+from cotenant.core.share import SCALE, Auto, Bytes, Percent, Share, Utilization
 from cotenant.core.snapshot import Learned, Model, Policy, matches
 
 
@@ -30,6 +30,8 @@ def ask(replica: Replica, machine: Machine, policy: Policy) -> Ask | NoPlace:
     model, config = replica.wanted.model, replica.config
     share = replica.share or per_node_share(model, machine)
     length = None
+    if isinstance(share, Auto) and (kept := _as_it_runs(replica, machine, policy)):
+        share = kept
     if isinstance(share, Auto):
         if config is None:
             return NoPlace("EstimateUnavailable", _no_config(model))
@@ -49,6 +51,17 @@ def ask(replica: Replica, machine: Machine, policy: Policy) -> Ask | NoPlace:
             would = f"; {percent}% of a {machine.product} would do" if 0 < percent <= 100 else ""
             return NoPlace(refusal.reason, refusal.message + would)
     return Ask(utilization, granted, overrun, length)
+
+
+def _as_it_runs(replica: Replica, machine: Machine, policy: Policy) -> Percent | None:
+    """An engine that runs by the present spec keeps the share `auto` came to then: what it taught counts from its next start."""
+    pod = replica.pod
+    if pod is None or pod.allocation is None or not pod.is_alive or pod.allocation.node != machine.node.name:
+        return None
+    if pod.hash != allocated_hash(model_wish(replica.wanted.model, policy), pod.allocation):
+        return None
+    digits = pod.allocation.utilization.replace(".", "").ljust(5, "0")
+    return Percent(int(digits)) if digits.isdigit() else None
 
 
 def per_node_share(model: Model, machine: Machine) -> Share:

@@ -45,7 +45,7 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     places = assign(hopeful, machines, ledger, binding.unusable, binding.cost, policy, orphans, memo)
     changes = drift(replicas, places, pods, demands, machines, policy, troubles.recorded, memo)
     retry_at = {key: held_until(fault, snapshot.now) for key, fault in troubles.of.items()}
-    admitted = admit(changes, replicas, pods, ledger, binding.pending, retry_at, snapshot.now)
+    admitted = admit(changes, replicas, pods, ledger, binding.pending, retry_at, snapshot.reading, snapshot.now)
     planned = [place.allocation for place in places.values() if isinstance(place, Assigned)]
     reservations = binding.reservations(planned, ledger, snapshot.now)
     issues = impossible(demands, machines, replicas, places)
@@ -185,8 +185,9 @@ def _tuning(start: Start, policy: Policy, troubles: Faults, machines: Inventory)
     tuning = troubles.tuning(replica)
     if replica.config is not None:
         tuning = replace(tuning, multimodal=replica.config.multimodal)
-    if tuning.max_model_len is None and start.max_model_len and tuning.engine.max_model_len is None:
-        tuning = replace(tuning, max_model_len=start.max_model_len)
+    if start.max_model_len and tuning.engine.max_model_len is None:
+        sized = replace(tuning.engine, max_model_len=start.max_model_len, auto_max_model_len=False)
+        tuning = replace(tuning, engine=sized)
     pinned = (
         kv_pin(replica, allocation, machines.machines.get(allocation.node), policy)
         if tuning.kv_cache_bytes is None

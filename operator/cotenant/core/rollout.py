@@ -65,6 +65,7 @@ def admit(
     ledger: dict[str, Account],
     pending: Callable[[Allocation], str],
     retry_at: dict[str, float],
+    reading: frozenset[str],
     now: float,
 ) -> Admitted:
     """Leaves first, then starts in order of priority and age. `pending` says why GPUs are not ours yet, `retry_at` when a fault's back-off ends."""
@@ -80,6 +81,9 @@ def admit(
             wake.append(until)
             waits[start.replica.key] = NoPlace("BackOff", f"starts again at {rfc3339(until)}", waiting=True)
             # its place in the queue is not given away; the GPU is
+            continue
+        if start.replica.wanted.model.uri in reading:
+            waits[start.replica.key] = NoPlace("ReadingConfig", "its model's config is being read", waiting=True)
             continue
         why = _why_wait(start, turns, ledger, pending)
         if why is not None:

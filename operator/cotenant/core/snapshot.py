@@ -422,6 +422,8 @@ class Snapshot:
     """(GPU, since when it is held and empty), as the last pass said."""
     configs: tuple[tuple[str, ModelConfig | str], ...] = ()
     """(uri, what its config says, or why it could not be read) of models in the placements."""
+    reading: frozenset[str] = frozenset()
+    """URIs whose configs are being read: their models start once that has ended, well or not."""
     services: tuple[tuple[str, str, str], ...] = ()
     """(namespace, name, hash) of the Services of ours that exist."""
     refusals: tuple[tuple[str, str, str], ...] = ()
