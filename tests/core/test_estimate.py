@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cotenant import catalogue
@@ -297,6 +297,7 @@ def test_the_context_that_fits_is_the_longest(config: ModelConfig, engine: Engin
 # --------------------------------------------------------------------------------------------------------------- advice
 @given(CONFIGS, ENGINES, st.integers(1, 8))
 def test_the_automatic_share_holds_what_it_was_made_for(config: ModelConfig, engine: Engine, ranks: int) -> None:
+    assume(config.blocks[-1].attention.heads % ranks == 0)
     auto = auto_share(config, engine, ranks)
     sized = replace(engine, max_model_len=auto.max_model_len)
 
@@ -306,7 +307,8 @@ def test_the_automatic_share_holds_what_it_was_made_for(config: ModelConfig, eng
 
 @given(CONFIGS, ENGINES, st.integers(1, 8), st.sampled_from([1024, 8192]))
 def test_what_a_refusal_asks_for_is_not_refused(config: ModelConfig, engine: Engine, ranks: int, length: int) -> None:
-    engine = replace(engine, max_model_len=length)
+    assume(config.blocks[-1].attention.heads % ranks == 0)
+    engine = replace(engine, max_model_len=min(length, config.max_position))
     needs = smallest_share(config, engine, ranks, min(length, config.max_position))
 
     assert refuse(config, engine, ranks, needs) is None
@@ -340,6 +342,24 @@ def test_an_automatic_context_is_the_longest_that_fits() -> None:
         refuse(model(), replace(engine, auto_max_model_len=False, max_model_len=longest + 1), 1, 20 * GIB) is not None
     )
     assert refuse(model(), engine, 1, 20 * GIB) is None
+
+
+def test_heads_that_do_not_divide_are_refused_with_what_does() -> None:
+    refusal = refuse(named("Qwen/Qwen2.5-14B-Instruct"), Engine(max_model_len=4096), 3, 60 * GIB)
+
+    assert refusal is not None
+    assert (
+        refusal.message == "40 attention heads cannot be split over 3 GPUs; tensorParallelSize may be 1, 2, 4, 5, 8, 10"
+    )
+
+
+def test_a_context_beyond_the_model_is_refused() -> None:
+    refusal = refuse(named("google/gemma-2-9b-it"), Engine(max_model_len=32_768), 1, 60 * GIB)
+
+    assert refusal is not None
+    assert refusal.message == "the model goes to 8,192 tokens, maxModelLen asks for 32,768"
+    stretched = Engine(max_model_len=32_768, extra_args=("--hf-overrides={}",))
+    assert refuse(named("google/gemma-2-9b-it"), stretched, 1, 60 * GIB) is None
 
 
 def test_nothing_is_refused_on_a_guess() -> None:

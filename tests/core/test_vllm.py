@@ -9,7 +9,7 @@ import pytest
 
 from cotenant.core.share import GIB
 from cotenant.core.source import Source, SourceKind, source
-from cotenant.core.vllm import Engine, Sizing, command, defaults, environment, settle
+from cotenant.core.vllm import Engine, Sizing, command, contradiction, defaults, environment, settle
 from cotenant.core.vllmflags import SWITCHES, VALUED, owned_flag, refuse_extra
 
 HUB = "hf://mistralai/Mistral-Small-3.2-24B-Instruct-2506@95a6d26"
@@ -80,9 +80,11 @@ def test_no_field_of_the_engine_is_forgotten() -> None:
 def test_every_flag_we_render_is_one_vllm_knows_with_a_value_where_it_takes_one() -> None:
     pinned = Sizing(share=20 * GIB, kv_cache_bytes=GIB)
     eager = dataclasses.replace(FULL, cuda_graphs=False)
-    for argument in (*rendered(FULL, sizing=pinned)[1:], *rendered(eager)[1:]):
-        name, given, _ = argument.removeprefix("--").partition("=")
-        assert name in (VALUED if given else SWITCHES), argument
+    for arguments in (rendered(FULL, sizing=pinned)[1:], rendered(eager)[1:]):
+        for argument, following in itertools.pairwise((*arguments, "--")):
+            name, joined, _ = argument.removeprefix("--").partition("=")
+            if argument.startswith("--"):
+                assert name in (VALUED if joined or not following.startswith("--") else SWITCHES), argument
 
 
 def test_a_silent_engine_gets_what_fits_its_share_not_the_card() -> None:
@@ -111,6 +113,24 @@ def test_settling_twice_changes_nothing() -> None:
     assert settle(once, sizing) == once
     assert once.max_num_seqs == 500
     assert once.max_model_len == 4096
+
+
+def test_few_tokens_a_step_mean_few_sequences() -> None:
+    assert settle(Engine(max_num_batched_tokens=16), Sizing(100 * GIB)).max_num_seqs == 16
+
+
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        (Engine(max_num_seqs=64, max_num_batched_tokens=32), "maxNumBatchedTokens 32 is less than maxNumSeqs 64"),
+        (Engine(max_num_seqs=4, target_concurrency=8), "targetConcurrency 8 is more than maxNumSeqs 4"),
+        (FULL, ""),
+        (SILENT, ""),
+    ],
+)
+def test_settings_that_contradict_each_other_are_said(engine: Engine, says: str) -> None:
+    assert contradiction(engine).startswith(says)
+    assert bool(contradiction(engine)) == bool(says)
 
 
 def test_a_pinned_cache_stands_beside_the_share() -> None:

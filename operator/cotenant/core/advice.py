@@ -33,10 +33,10 @@ class Refusal:
     """Why a share cannot start this engine, and the smallest that would."""
 
     reason: str
-    """`WeightsTooLarge` or `ContextTooLong`."""
+    """`WeightsTooLarge`, `ContextTooLong`, `ContextBeyondModel` or `HeadsDoNotDivide`."""
     message: str
     needs: int
-    """Bytes per GPU."""
+    """Bytes per GPU; 0 = no share would do."""
     context: int
     """The longest context that fits the share as it is; 0 = none."""
 
@@ -98,6 +98,8 @@ def refuse(
 
     Where the architecture is not known the lower error bar decides: nothing is refused on a guess.
     """
+    if impossible := _impossible(config, engine, tensor_parallel):
+        return impossible
     found = at_share(config, engine, tensor_parallel, share, taught)
     room = found.kv_cache(share)
     left = room.value if config.known else room.high
@@ -111,6 +113,22 @@ def refuse(
         return Refusal("WeightsTooLarge", f"{held}; {length:,} tokens need {gib(needs)}", needs, 0)
     message = f"{gib(share)} holds the weights and {fits:,} tokens; {length:,} need {gib(needs)}"
     return Refusal("ContextTooLong", message, needs, fits)
+
+
+def _impossible(config: ModelConfig, engine: Engine, ranks: int) -> Refusal | None:
+    """What no share can help: vLLM refuses it of any model it knows."""
+    if not config.known:
+        return None
+    heads = next((block.attention.heads for block in config.blocks if block.attention.heads), 0)
+    if heads % ranks:
+        fitting = ", ".join(str(n) for n in range(1, min(heads, 16) + 1) if heads % n == 0)
+        message = f"{heads} attention heads cannot be split over {ranks} GPUs; tensorParallelSize may be {fitting}"
+        return Refusal("HeadsDoNotDivide", message, 0, 0)
+    stretched = any(argument.startswith("--hf-overrides") for argument in engine.extra_args)
+    if (engine.max_model_len or 0) > config.max_position and not stretched:
+        message = f"the model goes to {config.max_position:,} tokens, maxModelLen asks for {engine.max_model_len:,}"
+        return Refusal("ContextBeyondModel", message, 0, config.max_position)
+    return None
 
 
 def _rounded(amount: int) -> int:

@@ -95,6 +95,8 @@ def settle(engine: Engine, sizing: Sizing) -> Engine:
 
     fitting = defaults(sizing.share)
     seqs = engine.max_num_seqs or max(fitting.max_num_seqs, engine.target_concurrency or 0)
+    if engine.max_num_seqs is None and engine.max_num_batched_tokens:
+        seqs = min(seqs, engine.max_num_batched_tokens)
     capture = engine.max_capture_size or min(fitting.max_capture_size, seqs)
     limits = engine.limit_mm_per_prompt
     if limits is None and sizing.multimodal:
@@ -112,6 +114,16 @@ def settle(engine: Engine, sizing: Sizing) -> Engine:
         max_model_len=length,
         auto_max_model_len=auto,
     )
+
+
+def contradiction(engine: Engine) -> str:
+    """What vLLM would refuse about the block before it looks at a GPU, in a sentence; empty = nothing."""
+    seqs, tokens = engine.max_num_seqs, engine.max_num_batched_tokens
+    if seqs and tokens and tokens < seqs:
+        return f"maxNumBatchedTokens {tokens} is less than maxNumSeqs {seqs}: each sequence takes a token a step"
+    if seqs and engine.target_concurrency and engine.target_concurrency > seqs:
+        return f"targetConcurrency {engine.target_concurrency} is more than maxNumSeqs {seqs} lets run at once"
+    return ""
 
 
 def command(
