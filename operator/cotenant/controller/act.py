@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cotenant import metrics
 from cotenant.controller.cache import Cache, Key
@@ -47,7 +47,6 @@ class Outcome:
     failed: int = 0
     retry_in: float | None = None
     """Seconds until a refused create may be tried again."""
-    problems: list[str] = field(default_factory=list)
 
 
 class Act:
@@ -69,12 +68,17 @@ class Act:
         outcome = Outcome()
         creates = [create for create in decision.creates if not self._must_wait(create)]
         self._tidy_refusals(decision)
-        first = _before_cleanup(decision, seen)
+        ended = {pod.uid for pod in seen.pods if pod.ended is not None}
+        first = _before_cleanup(decision, ended)
         await self.outbox.urgent(True)
         try:
-            await asyncio.gather(*(self._now(outcome, self._write_status, status) for status in first))
+            written = await asyncio.gather(*(self._now(outcome, self._write_status, status) for status in first))
+            unwritten = {(s.namespace, s.name) for s, done in zip(first, written, strict=True) if not done}
+            deletes = [
+                d for d in decision.deletes if d.uid not in ended or d.about is None or d.about[:2] not in unwritten
+            ]
             await asyncio.gather(
-                *(self._now(outcome, self._delete, delete) for delete in decision.deletes),
+                *(self._now(outcome, self._delete, delete) for delete in deletes),
                 *(self._now(outcome, self._create, create) for create in creates),
             )
         finally:
@@ -85,14 +89,15 @@ class Act:
         outcome.retry_in = max(0.05, min(waits)) if waits and decision.creates else None
         return outcome
 
-    async def _now(self, outcome: Outcome, do: Callable[..., Awaitable[None]], what: object) -> None:
+    async def _now(self, outcome: Outcome, do: Callable[..., Awaitable[bool | None]], what: object) -> bool:
+        """Whether it was done."""
         async with self._slots:
             try:
-                await do(what)
+                return await do(what) is not False
             except ClusterError as e:
                 outcome.failed += 1
-                outcome.problems.append(str(e))
                 log.warning("%s", e)
+                return False
 
     # ------------------------------------------------------------------------------------------------------- the pods
     async def _create(self, create: Create) -> None:
@@ -217,12 +222,12 @@ class Act:
         return Letter(("event", event), event, self._later(self._events.write), lasting=True)
 
     def _later(
-        self, do: Callable[..., Awaitable[None]], learned: tuple[Pod, ...] = ()
+        self, do: Callable[..., Awaitable[bool | None]], learned: tuple[Pod, ...] = ()
     ) -> Callable[..., Awaitable[None]]:
         async def send(what: object) -> None:
             try:
-                await do(what)
-                self._cache.learned_from(learned)
+                if await do(what) is not False:
+                    self._cache.learned_from(learned)
             except ClusterError as e:
                 log.warning("%s", e)
                 self._ring(1.0)
@@ -238,30 +243,35 @@ class Act:
         if apply.manifest["kind"] == "Service" and self._cache.put(SERVICES, body):
             self._ring(0.0)
 
-    async def _write_status(self, status: WriteStatus) -> None:
+    async def _write_status(self, status: WriteStatus) -> bool:
+        """Whether it stands there, or nobody is left to read it."""
         metadata = {"namespace": status.namespace, "name": status.name}
-        if uid := self._cache.uid(PLACEMENTS, (status.namespace, status.name)):
-            metadata["uid"] = uid  # never onto another placement of the same name
+        if version := self._cache.version(PLACEMENTS, (status.namespace, status.name)):
+            # never onto one that is newer than the decision, nor onto a successor of the same name (for a status of a
+            # custom resource the API server does not look at a uid)
+            metadata["resourceVersion"] = str(version)
         manifest = {"apiVersion": API_VERSION, "kind": "ModelPlacement", "metadata": metadata, "status": status.status}
         try:
             body = await self._kube.apply_status(manifest, STATUS_MANAGER)
-        except (NotFound, Conflict):
+        except NotFound:
             _count("status", "ModelPlacement", "gone")
-            return
+            return True
+        except Conflict:
+            _count("status", "ModelPlacement", "outdated")
+            self._ring(0.5)  # news of the change is under way
+            return False
         _count("status", "ModelPlacement", "ok")
         if self._cache.put(PLACEMENTS, body):
             self._ring(0.0)
+        return True
 
     async def stop(self) -> None:
         """End what is under way beside."""
         await self.outbox.stop()
 
 
-def _before_cleanup(decision: Decision, seen: Snapshot) -> list[WriteStatus]:
+def _before_cleanup(decision: Decision, ended: set[str]) -> list[WriteStatus]:
     """The statuses that remember why a pod ended which is about to be deleted: the pod is the only other witness."""
-    if not decision.deletes:
-        return []
-    ended = {pod.uid for pod in seen.pods if pod.ended is not None}
     owners = {(d.about[0], d.about[1]) for d in decision.deletes if d.about and d.uid in ended}
     return [status for status in decision.statuses if (status.namespace, status.name) in owners]
 

@@ -175,6 +175,11 @@ class Cache:
         entry = self.shelves[source].entries.get(key)
         return entry.uid if entry else None
 
+    def version(self, source: str, key: Key) -> int | None:
+        """The resourceVersion of an object, where it is known and a number."""
+        entry = self.shelves[source].entries.get(key)
+        return entry.version if entry else None
+
     # --------------------------------------------------------------------------------------------------------- inside
     def _address(self, source: str, body: Body) -> tuple[Shelf, Key, str, int | None]:
         metadata = body["metadata"]

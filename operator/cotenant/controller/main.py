@@ -46,8 +46,13 @@ async def run(settings: Settings) -> int:
     from cotenant.core.reconcile import reconcile
 
     stop = asyncio.Event()
+
+    def asked(number: signal.Signals) -> None:
+        log.info("asked to end by %s", number.name)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, asked, number)
     async with await Kube.connect(settings.kubeconfig, settings.context) as kube:
         kube.on_request = _measure
         loop = Loop(kube, settings, partial(reconcile, memo=Memo()))
@@ -61,8 +66,9 @@ async def run(settings: Settings) -> int:
         log.info("serving /healthz on port %d, /metrics on port %d", web.health_port, web.metrics_port)
         life = asyncio.create_task(_lead(loop, election))
         await asyncio.wait([life, asyncio.create_task(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
-        log.info("ending")
         broken = life.done()
+        if broken:
+            log.error("ending: the loop ended by itself")
         life.cancel()
         with contextlib.suppress(asyncio.CancelledError, TimeoutError):
             await asyncio.wait_for(life, LAST_SECONDS)

@@ -18,7 +18,7 @@ from cotenant.core.names import (
     ROLE_LABEL,
 )
 from cotenant.core.share import parse_cpu, parse_quantity
-from cotenant.core.snapshot import Allocation, Ended, Holder, Labels, Node, Pod
+from cotenant.core.snapshot import Allocation, Ended, Holder, Labels, Node, Pod, ServiceRecord
 
 Body = dict[str, Any]
 
@@ -248,7 +248,14 @@ def _wanted_node(spec: Body) -> str:
     return ""
 
 
-def service(body: Body) -> tuple[str, str, str]:
-    """(namespace, name, hash) of a Service of ours."""
+def service(body: Body) -> ServiceRecord:
+    """A Service of ours."""
     metadata = body["metadata"]
-    return metadata["namespace"], metadata["name"], _annotations(body).get(HASH_ANNOTATION, "")
+    labels = metadata.get("labels") or {}
+    return ServiceRecord(
+        metadata["namespace"],
+        metadata["name"],
+        _annotations(body).get(HASH_ANNOTATION, ""),
+        labels.get(PLACEMENT_LABEL, ""),
+        labels.get(MODEL_LABEL, ""),
+    )

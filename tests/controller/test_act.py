@@ -1,0 +1,236 @@
+"""Acting on the real API server: what is answered enters the cache, and every failure is its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest_asyncio
+
+from cotenant.controller.act import Act
+from cotenant.controller.cache import Cache
+from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES, sources
+from cotenant.core.decision import Apply, Create, Decision, Delete, Emit, WriteStatus
+from cotenant.core.names import STATUS_MANAGER
+from cotenant.core.snapshot import Policy
+from cotenant.kube import Kube
+from tests.controller.builders import Body, engine_pod, placement
+
+
+@dataclass
+class World:
+    """What a test acts with."""
+
+    kube: Kube
+    cache: Cache
+    act: Act
+    namespace: str
+    rings: list[float] = field(default_factory=list)
+
+    async def do(self, **decision: Any) -> Any:
+        """Carry out a decision and wait for all of it."""
+        outcome = await self.act.carry_out(Decision(**decision), self.cache.snapshot(time.time()))
+        await self.act.outbox.drained()
+        return outcome
+
+    def create(self, name: str = "sparrow-mistral-0", **spec: Any) -> Create:
+        """The wish for one pod."""
+        pod = engine_pod(name, self.namespace)
+        labels, annotations = pod["metadata"]["labels"], pod["metadata"]["annotations"]
+        metadata = {"name": name, "namespace": self.namespace, "labels": labels, "annotations": annotations}
+        containers = [{"name": "engine", "image": "localhost/x", "resources": {"requests": {"cpu": "1"}}}]
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": containers, **spec}}
+        return Create(body, "Starting")
+
+    def pods(self) -> list[str]:
+        """Names of the pods a pass would see."""
+        return [pod.name for pod in self.cache.snapshot(0).pods]
+
+    async def events(self) -> list[Body]:
+        """Events about placements."""
+        found = await self.kube.list("events.k8s.io/v1", "Event", self.namespace)
+        return [event for event in found if event["regarding"]["kind"] == "ModelPlacement"]
+
+
+@pytest_asyncio.fixture
+async def world(kube: Kube, namespace: str) -> AsyncIterator[World]:
+    cache = Cache(sources(Policy()), Policy())
+    rings: list[float] = []
+    act = Act(kube, cache, 16, "test", rings.append)
+    yield World(kube, cache, act, namespace, rings)
+    await act.stop()
+
+
+async def test_a_created_pod_is_known_before_any_news_of_it(world: World) -> None:
+    await world.do(creates=(world.create(),))
+
+    assert world.pods() == ["sparrow-mistral-0"]
+
+
+async def test_a_pod_that_is_there_already_is_read_and_never_made_twice(world: World) -> None:
+    await world.do(creates=(world.create(),))
+    forgetful = Act(world.kube, Cache(sources(Policy()), Policy()), 4, "another", world.rings.append)
+
+    outcome = await forgetful.carry_out(Decision(creates=(world.create(),)), world.cache.snapshot(0))
+
+    assert outcome.failed == 0
+    assert len(await world.kube.list("v1", "Pod", world.namespace)) == 1
+    await forgetful.stop()
+
+
+async def test_a_strangers_pod_in_the_way_is_left_alone_and_told(world: World) -> None:
+    create = world.create()
+    stranger = {**create.manifest, "metadata": {"name": "sparrow-mistral-0", "namespace": world.namespace}}
+    await world.kube.create(stranger)
+
+    await world.do(creates=(create,))
+
+    assert world.pods() == []
+    ((_, pod, message),) = world.cache.snapshot(0).refusals
+    assert pod == "sparrow-mistral-0"
+    assert "not Cotenant's" in message
+
+
+async def test_a_delete_is_of_this_very_pod(world: World) -> None:
+    await world.do(creates=(world.create(),))
+    (pod,) = world.cache.snapshot(0).pods
+
+    await world.do(deletes=(Delete(world.namespace, pod.name, "another-uid", "Drift"),))
+    assert len(await world.kube.list("v1", "Pod", world.namespace)) == 1
+
+    await world.do(deletes=(Delete(world.namespace, pod.name, pod.uid, "Drift", grace_seconds=0),))
+    assert world.pods() == []
+    assert await world.kube.list("v1", "Pod", world.namespace) == []
+
+
+async def test_deleting_what_is_gone_is_no_failure(world: World) -> None:
+    world.cache.put(PODS, engine_pod(namespace=world.namespace))
+
+    outcome = await world.do(deletes=(Delete(world.namespace, "sparrow-mistral-0", "u1", "Drift"),))
+
+    assert outcome.failed == 0
+    assert world.pods() == []
+
+
+async def test_a_quota_is_told_in_its_own_words_and_asked_again_once_it_allows(world: World) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "small", "namespace": world.namespace},
+        "spec": {"hard": {"requests.cpu": "0"}},
+    }
+    await world.kube.create(quota)
+    await _quota_counts(world, "0")
+
+    outcome = await world.do(creates=(world.create(),))
+
+    ((_, _, message),) = world.cache.snapshot(0).refusals
+    assert "exceeded quota: small" in message
+    assert outcome.retry_in is not None
+    assert world.rings, "a refusal is news for the next pass"
+    asked_at_once = await world.do(creates=(world.create(),))
+    assert asked_at_once.retry_in is not None, "the same is not asked again before its pause is over"
+
+    await world.kube.delete("v1", "ResourceQuota", "small", world.namespace)
+    deadline = time.monotonic() + 20
+    while not world.pods() and time.monotonic() < deadline:
+        await asyncio.sleep(0.3)
+        await world.do(creates=(world.create(),))
+    assert world.pods() == ["sparrow-mistral-0"]
+    assert world.cache.snapshot(0).refusals == ()
+
+
+async def _quota_counts(world: World, hard: str) -> None:
+    """The quota is enforced from when its controller has seen it."""
+    while True:
+        found = await world.kube.get("v1", "ResourceQuota", "small", world.namespace)
+        if found.get("status", {}).get("hard", {}).get("requests.cpu") == hard:
+            return
+        await asyncio.sleep(0.05)
+
+
+async def test_pod_security_that_refuses_is_told(world: World) -> None:
+    enforce = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    await world.kube.merge("v1", "Namespace", world.namespace, enforce)
+
+    await world.do(creates=(world.create(),))
+
+    ((_, _, message),) = world.cache.snapshot(0).refusals
+    assert "PodSecurity" in message
+
+
+async def test_one_failure_leaves_the_others_alone(world: World) -> None:
+    bad = Create({**world.create().manifest, "spec": {"containers": []}}, "Starting")
+    good = world.create("sparrow-mistral-1")
+
+    await world.do(creates=(bad, good))
+
+    assert world.pods() == ["sparrow-mistral-1"]
+    assert len(world.cache.snapshot(0).refusals) == 1
+
+
+async def test_a_status_is_ours_by_name_and_never_lands_on_a_successor(world: World) -> None:
+    wish = {**placement(), "metadata": {"name": "sparrow", "namespace": world.namespace}}
+    made = await world.kube.create(wish)
+    world.cache.put(PLACEMENTS, made)
+    status = WriteStatus(world.namespace, "sparrow", {"observedGeneration": 1, "summary": "0/1"})
+
+    await world.do(statuses=(status,))
+
+    live = await world.kube.get("cotenant.dev/v1alpha1", "ModelPlacement", "sparrow", world.namespace)
+    assert {m["manager"] for m in live["metadata"]["managedFields"] if "f:status" in m["fieldsV1"]} == {STATUS_MANAGER}
+    assert world.cache.snapshot(0).placements[0].status.observed_generation == 1
+
+    await world.kube.delete("cotenant.dev/v1alpha1", "ModelPlacement", "sparrow", world.namespace)
+    await world.kube.create(wish)
+    await world.do(statuses=(WriteStatus(world.namespace, "sparrow", {"observedGeneration": 1, "summary": "9/9"}),))
+    successor = await world.kube.get("cotenant.dev/v1alpha1", "ModelPlacement", "sparrow", world.namespace)
+    assert "status" not in successor
+
+
+async def test_a_service_is_applied_and_known(world: World) -> None:
+    metadata = {
+        "name": "sparrow-mistral",
+        "namespace": world.namespace,
+        "labels": {"app.kubernetes.io/managed-by": "cotenant"},
+        "annotations": {"cotenant.dev/hash": "v1-1"},
+    }
+    spec = {"selector": {"cotenant.dev/model": "mistral"}, "ports": [{"name": "http", "port": 80}]}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+    await world.do(applies=(Apply(service, "Service"),))
+    assert world.cache.snapshot(0).services[0].hash == "v1-1"
+
+    delete = Delete(world.namespace, "sparrow-mistral", "", "ModelRemoved", kind="Service")
+    await world.do(deletes=(delete,))
+    assert world.cache.shelves[SERVICES].records() == ()
+
+
+async def test_equal_events_are_counted_and_not_repeated(world: World) -> None:
+    event = Emit(world.namespace, "sparrow", "uid-1", "Warning", "Unplaced", "needs 90Gi, the emptiest GPU has 80Gi")
+    for _ in range(5):
+        await world.do(events=(event,))
+    await world.do(events=(Emit(world.namespace, "sparrow", "uid-1", "Normal", "Ready", "serves"),))
+
+    found = await world.events()
+
+    assert sorted(event["reason"] for event in found) == ["Ready", "Unplaced"]
+    assert all(event["reportingController"] == "cotenant.dev/controller" for event in found)
+
+
+async def test_what_waits_to_be_sent_is_taken_back_by_the_next_pass(world: World) -> None:
+    wish = {**placement(), "metadata": {"name": "sparrow", "namespace": world.namespace}}
+    world.cache.put(PLACEMENTS, await world.kube.create(wish))
+    await world.act.outbox.urgent(True)  # two workers remain: they are busy with the first two
+    statuses = [WriteStatus(world.namespace, "sparrow", {"summary": f"{n}/9"}) for n in range(3)]
+
+    for status in statuses:
+        await world.act.carry_out(Decision(statuses=(status,)), world.cache.snapshot(0))
+    await world.act.outbox.urgent(False)
+    await world.act.outbox.drained()
+
+    live = await world.kube.get("cotenant.dev/v1alpha1", "ModelPlacement", "sparrow", world.namespace)
+    assert live["status"]["summary"] == "2/9"
