@@ -228,6 +228,9 @@ class Loop:
             self.ring(max(0.0, decision.wake_at - time.time()))
         if outcome.retry_in is not None:
             self.ring(outcome.retry_in)
+        if decision.deletes and not outcome.failed:
+            # What was gone at once (an ended pod, one on a lost node) is forgotten already: its DELETED will ring nothing.
+            self.ring()
         return outcome
 
     def _backoff(self) -> float:
