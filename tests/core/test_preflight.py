@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cotenant.core.injection import Style
-from cotenant.core.preflight import Failed, Ground, Passed, Running, manifest, read, verdict
+from cotenant.core.preflight import RETRY_SECONDS, Failed, Ground, Passed, Running, manifest, read, verdict
 
 A, B = "GPU-aaaa", "GPU-bbbb"
 GROUND = Ground("gpu-1.example.com", "uid-1", Style.CDI_DEVICE_PLUGIN, "nvidia", "rc-1", "cp-1/3", "0.1.0")
@@ -88,6 +88,13 @@ def test_reading_a_pod_gives_back_its_ground() -> None:
 
     assert (seen.node, seen.key, seen.verdict, seen.uid) == (GROUND.node, GROUND.key, Passed(A), "pod-uid")
     assert seen.ended_at == "2026-11-21T07:00:00Z"
+
+
+def test_a_failed_proof_is_worth_another_try_after_a_while_and_a_good_one_is_kept() -> None:
+    failed, passed = read(pod("Succeeded", ended(B))), read(pod("Succeeded", ended(A)))
+
+    assert failed.retry_at == 1795244400.0 + RETRY_SECONDS
+    assert passed.retry_at is None
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,8 @@ class Pinned:
         if not self._policy.reserve:
             return Reservations(tuple(creates))
         idle, deletes, wake_at = self._shrink(wanted, ledger, now)
-        return Reservations(tuple(creates), (*deletes, *self._stale_proofs()), idle, wake_at)
+        wakes = [at for at in (wake_at, self._retry_at(now)) if at is not None]
+        return Reservations(tuple(creates), (*deletes, *self._stale_proofs(now)), idle, min(wakes, default=None))
 
     def _held(self, device: Device) -> bool:
         return device.holder is not None and device.holder in self._alive
@@ -208,15 +209,23 @@ class Pinned:
         )
         return [Create(pod, "Preflight", f"proves that a pod on {node.name} sees exactly the GPU it is given")]
 
-    def _stale_proofs(self) -> list[Delete]:
+    def _stale_proofs(self, now: float) -> list[Delete]:
         current = {
             (name, self._ground(node).key) for name, node in self._nodes.items() if name in self._inventory.machines
         }
-        return [
-            Delete(self._policy.namespace, proof.name, proof.uid, "PreflightRenewed", "what it proved has changed")
-            for key, proof in sorted(self._proofs.items())
-            if key not in current
-        ]
+        deletes: list[Delete] = []
+        for key, proof in sorted(self._proofs.items()):
+            if key not in current:
+                message = "what it proved has changed"
+                deletes.append(Delete(self._policy.namespace, proof.name, proof.uid, "PreflightRenewed", message))
+            elif proof.retry_at is not None and proof.retry_at <= now:
+                message = "it failed a while ago; the node is tried again"
+                deletes.append(Delete(self._policy.namespace, proof.name, proof.uid, "PreflightRetried", message))
+        return deletes
+
+    def _retry_at(self, now: float) -> float | None:
+        later = [proof.retry_at for proof in self._proofs.values() if proof.retry_at and proof.retry_at > now]
+        return min(later, default=None)
 
 
 def holder_name(node: str, index: int) -> str:

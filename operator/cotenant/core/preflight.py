@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from cotenant.core.injection import Style, inject
@@ -204,6 +205,13 @@ class Preflight:
     ended_at: str = ""
     """RFC 3339, as the kubelet says it; '' while it runs."""
     deleting: bool = False
+    at: float = 0.0
+    """Unix seconds at which it ended, or was made where no end is told."""
+
+    @property
+    def retry_at(self) -> float | None:
+        """When a failed one is worth another try; None for all others."""
+        return self.at + RETRY_SECONDS if isinstance(self.verdict, Failed) else None
 
 
 def read(pod: Mapping[str, Any]) -> Preflight:
@@ -220,7 +228,12 @@ def read(pod: Mapping[str, Any]) -> Preflight:
         verdict=verdict(pod, wanted),
         ended_at=ended.get("finishedAt") or "",
         deleting=bool(metadata.get("deletionTimestamp")),
+        at=_unix(ended.get("finishedAt") or metadata.get("creationTimestamp")),
     )
+
+
+def _unix(text: str | None) -> float:
+    return datetime.fromisoformat(text).timestamp() if text else 0.0
 
 
 def verdict(pod: Mapping[str, Any], wanted: str) -> Verdict:
