@@ -184,6 +184,31 @@ def test_offloaded_weights_are_not_on_the_gpu() -> None:
     assert offloaded == estimate(model(), Engine()).weights.value - 10 * GIB
 
 
+# ----------------------------------------------------------------------------------------------------------- what sees
+def test_images_cost_what_they_are_allowed_to() -> None:
+    seeing = named("rednote-hilab/dots.ocr")
+    most, fewer, none = (
+        estimate(
+            seeing, Engine(max_num_seqs=8, mm_processor_kwargs=pixels, limit_mm_per_prompt=images)
+        ).activation.value
+        for pixels, images in ((None, None), ('{"max_pixels":589824}', '{"image":3}'), (None, '{"image":0,"video":0}'))
+    )
+
+    assert most > 2 * fewer > 2 * none
+
+
+def test_as_many_images_as_fit_a_step_are_seen_at_once() -> None:
+    seeing = named("google/gemma-3-4b-it")
+    one, eight, many = (
+        estimate(
+            seeing, Engine(limit_mm_per_prompt=f'{{"image":{count}}}', max_num_batched_tokens=2048)
+        ).activation.value
+        for count in (1, 8, 100)
+    )
+
+    assert one < eight == many
+
+
 # ------------------------------------------------------------------------------------------------ what nobody heard of
 def test_an_unknown_architecture_is_counted_with_a_wide_bar_and_says_so() -> None:
     config = model(model_type="xyz", architectures=["XyzForCausalLM"])

@@ -21,7 +21,7 @@ def activation(config: ModelConfig, engine: Engine, ranks: int, tokens: int, seq
     part = 0.15 if plain else 0.5
     high = max(int(step * (1 + part)), logits(config, sequences, fitted.LOGIT_BYTES_HIGH)) + 2 * fitted.ACTIVATION_BASE
     low = int(value * (1 - part))
-    if seen := _images(config, engine, dtype):
+    if seen := _images(config, engine, tokens, dtype):
         kept = tokens * config.hidden * dtype  # the encoder's output waits for its prompt
         value, high = max(value, seen + kept), max(high, 2 * seen + kept)
         return Figure(value, low, high, f"{tokens} tokens or the largest images a step, {fitted.SOURCE}")
@@ -50,19 +50,25 @@ def _layer(block: Block, hidden: int, ranks: int) -> int:
     return max(dense + sparse, past) + fitted.HIDDEN_WIDTHS * hidden
 
 
-def _images(config: ModelConfig, engine: Engine, dtype: int) -> int:
-    """Bytes of the vision tower on the largest image it may be given; 0 where it is given none."""
+def _images(config: ModelConfig, engine: Engine, tokens: int, dtype: int) -> int:
+    """Bytes of the vision tower on the largest images it may be given at once; 0 where it is given none.
+
+    vLLM profiles as many of the largest images as are allowed and fit into a step, at least one.
+    """
     tower = config.tower
     if tower is None or not tower.patches:
         return 0
     limits, kwargs = _object(engine.limit_mm_per_prompt), _object(engine.mm_processor_kwargs)
-    if limits.get("image") == 0 and limits.get("video", 0) == 0:
+    allowed = limits.get("image", 1)
+    if allowed == 0 and limits.get("video", 0) == 0:
         return 0
     patches = tower.patches
     pixels = kwargs.get("max_pixels")
     if isinstance(pixels, int) and pixels > 0:
         patches = min(patches, pixels // tower.patch**2)
-    return patches * (3 * tower.intermediate + 4 * tower.hidden) * dtype
+    fitting = max(1, tokens * tower.merged // max(1, patches))
+    count = min(fitting, allowed) if isinstance(allowed, int) and allowed > 0 else fitting
+    return count * patches * (3 * tower.intermediate + 4 * tower.hidden) * dtype
 
 
 def _object(text: str | None) -> dict[str, object]:

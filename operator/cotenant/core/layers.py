@@ -11,6 +11,7 @@ from cotenant.core.modelconfig import Attention, AttentionKind, Block, Latent, M
 
 T = TypeVar("T")
 MOST_LAYERS = 4096
+_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 
 
 def blocks(keys: Json, kind: str, family: Family) -> tuple[Block, ...]:
@@ -159,7 +160,7 @@ def _mamba(keys: Json) -> State:
 def _mlp(keys: Json, kind: str, family: Family, index: int) -> Mlp:
     """What layer `index` does with each token."""
     bias = flag(keys, "mlp_bias", flag(keys, "use_bias")) if family.mlp_bias is None else family.mlp_bias
-    experts = number(keys, "n_routed_experts", number(keys, "num_experts", number(keys, "num_local_experts", 0)))
+    experts = next((n for name in _EXPERTS if (n := number(keys, name, 0))), 0)
     hidden = number(keys, "hidden_size")
     if not experts or not _is_sparse(keys, kind, index):
         wide = number(keys, "intermediate_size_mlp", 0) if kind == "llama4_text" else 0
@@ -186,6 +187,8 @@ def _mlp(keys: Json, kind: str, family: Family, index: int) -> Mlp:
 
 def _is_sparse(keys: Json, kind: str, index: int) -> bool:
     """Whether layer `index` has experts."""
+    if types := names(keys, "mlp_layer_types"):
+        return types[index % len(types)] == "sparse"
     if index < number(keys, "first_k_dense_replace", number(keys, "moe_layer_start_index", 0)):
         return False
     if kind == "llama4_text":

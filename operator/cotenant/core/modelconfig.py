@@ -119,6 +119,8 @@ class Tower:
     """Pixels along the side of a patch."""
     patches: int = 0
     """Patches of the largest image it takes; 0 = unknown."""
+    merged: int = 4
+    """Patches that become one token of the language model."""
     known: bool = True
     """False = counted by a generic vision transformer's rules."""
 

@@ -28,7 +28,7 @@ def tower(config: Json, text_hidden: int) -> Tower | None:
     if kind == "pixtral":
         return _pixtral(vision, text_hidden, owner)
     if kind.startswith("siglip"):
-        return _siglip(vision, text_hidden)
+        return _siglip(vision, text_hidden, number(config, "mm_tokens_per_image", 256) or 256)
     return _generic(vision, text_hidden)
 
 
@@ -85,10 +85,10 @@ def _pixtral(vision: Json, text_hidden: int, owner: str) -> Tower:
     projector += 4 * hidden * hidden + hidden if owner == "mistral3" else 2 * text_hidden
     stem = 3 * patch * patch * hidden + hidden
     count = number(vision, "num_hidden_layers", 24) * layer + projector + stem
-    return Tower(hidden, wide, count, patch, (side // patch) ** 2)
+    return Tower(hidden, wide, count, patch, (side // patch) ** 2, merged=4 if owner == "mistral3" else 1)
 
 
-def _siglip(vision: Json, text_hidden: int) -> Tower:
+def _siglip(vision: Json, text_hidden: int, tokens: int) -> Tower:
     """SigLIP as in Gemma 3: biases, learned positions, one projection."""
     hidden, wide = number(vision, "hidden_size", 768), number(vision, "intermediate_size", 3072)
     patch, side = number(vision, "patch_size", 14), number(vision, "image_size", 224)
@@ -96,7 +96,7 @@ def _siglip(vision: Json, text_hidden: int) -> Tower:
     layer = 4 * hidden * hidden + 2 * hidden * wide + 9 * hidden + wide
     stem = 3 * patch * patch * hidden + hidden + patches * hidden
     count = number(vision, "num_hidden_layers", 12) * layer + stem + 2 * hidden + hidden * text_hidden + hidden
-    return Tower(hidden, wide, count, patch, patches)
+    return Tower(hidden, wide, count, patch, patches, merged=max(1, patches // tokens))
 
 
 def _generic(vision: Json, text_hidden: int) -> Tower | None:
