@@ -21,9 +21,10 @@ from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 
+from cotenant import answers
 from cotenant.core.names import FIELD_MANAGER
 from cotenant.core.snapshot import Manifest
-from cotenant.errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
+from cotenant.errors import ClusterError, NotFound
 
 PLURALS = {
     ("v1", "Pod"): "pods",
@@ -356,7 +357,7 @@ class Kube:
                     method, url, headers=headers, body=body, _request_timeout=timeout
                 )
                 data = await response.read()
-                status, wait = response.status, _seconds(response.headers.get("Retry-After"))
+                status, wait = response.status, answers.seconds(response.headers.get("Retry-After"))
             except (aiohttp.ClientError, TimeoutError, OSError) as e:
                 cause = e
             finally:
@@ -364,11 +365,11 @@ class Kube:
                     self.on_request(method, kind, status, time.monotonic() - begun)
             if 200 <= status < 300:
                 return status, data
-            problem = _problem(status, data, cause, doing, self.server)
+            problem = answers.problem(status, data, cause, doing, self.server)
             if status == 401 and attempt == 1:
                 await self._reload()
                 continue
-            if attempt >= attempts or not _is_transient(status, data, method, body):
+            if attempt >= attempts or not answers.is_transient(status, data, method, body):
                 raise problem from cause
             backoff = 0.1 * 2 ** (attempt - 1)
             await asyncio.sleep(min(LONGEST_WAIT, max(wait, backoff)) * random.uniform(0.8, 1.2))
@@ -396,57 +397,3 @@ def _identity(manifest: Manifest) -> tuple[str, str | None, str]:
 
 def _say(kind: str, namespace: str | None, name: str) -> str:
     return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
-
-
-def _seconds(retry_after: str | None) -> float:
-    """Retry-After as seconds; API servers send whole seconds, never dates."""
-    return float(retry_after) if retry_after and retry_after.isdigit() else 0.0
-
-
-def _status_of(data: bytes) -> dict[str, Any]:
-    """The metav1.Status a failed request is answered with; {} where a proxy answered something else."""
-    try:
-        answer = json.loads(data)
-    except ValueError:
-        return {}
-    return answer if isinstance(answer, dict) and answer.get("kind") == "Status" else {}
-
-
-def _is_transient(status: int, data: bytes, method: str, body: Manifest | None) -> bool:
-    """Whether the same request may well succeed a moment later."""
-    if status == 0 or status == 429 or status in (502, 503, 504):
-        return True
-    answer = _status_of(data)
-    if status == 500:  # "try again" of the API server (a timeout in etcd) says so; a bug of a webhook does not
-        return "retryAfterSeconds" in (answer.get("details") or {}) or answer.get("reason") in (
-            None,
-            "ServerTimeout",
-            "Timeout",
-        )
-    # Two appliers met: without a resourceVersion of ours the next attempt merges onto what the other left.
-    return (
-        status == 409
-        and method == "PATCH"
-        and answer.get("reason") == "Conflict"
-        and "resourceVersion" not in (body or {}).get("metadata", {})
-        and not (answer.get("details") or {}).get("causes")  # conflicts of field managers stay
-    )
-
-
-def _problem(status: int, data: bytes, cause: Exception | None, doing: str, server: str) -> ClusterError:
-    """What to raise when there is no going on."""
-    if status == 0:
-        text = str(cause) or type(cause).__name__
-        return ClusterError(f"{doing}: no answer from {server} ({text})")
-    answer = _status_of(data)
-    message = answer.get("message") or data[:300].decode("utf-8", "replace").strip() or f"HTTP {status}"
-    text = f"{doing}: {message}"
-    if status == 404:
-        return NotFound(text, status)
-    if status == 409:
-        return (AlreadyExists if answer.get("reason") == "AlreadyExists" else Conflict)(text, status)
-    if status in (400, 403, 405, 413, 415, 422):
-        return Refused(text, status)
-    if status == 401:
-        return ClusterError(f"{text}; the credentials are not accepted, renew them", status)
-    return ClusterError(text, status)

@@ -6,9 +6,7 @@ Every answer enters the cache at once. Every failure is its own: logged, counted
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -16,6 +14,7 @@ from cotenant import metrics
 from cotenant.controller.cache import Cache, Key
 from cotenant.controller.events import Events
 from cotenant.controller.outbox import Letter, Outbox
+from cotenant.controller.refusals import Refusals
 from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES
 from cotenant.core.decision import Apply, Create, Decision, Delete, Emit, WriteStatus
 from cotenant.core.names import API_VERSION, MANAGED_BY, MANAGED_BY_LABEL, STATUS_MANAGER
@@ -25,19 +24,9 @@ from cotenant.kube import Kube
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""Seconds until a refused create is tried again: first, and at most. A changed manifest is tried at once."""
 
-
-@dataclass(slots=True)
-class Refusal:
-    """A create the API server refused."""
-
-    manifest: str
-    message: str
-    pause: float
-    until: float
-    """time.monotonic() before which the same is not asked again."""
+MOST_CREATES = 512
+"""Pods one pass creates; the next one decides on the rest, so that other news never waits for thousands."""
 
 
 @dataclass(slots=True)
@@ -60,14 +49,16 @@ class Act:
         self._ring = ring
         self._slots = asyncio.Semaphore(concurrency)
         self._events = Events(kube, identity)
-        self._refused: dict[Key, Refusal] = {}
+        self._refusals = Refusals()
         self.outbox = Outbox(concurrency)
 
     async def carry_out(self, decision: Decision, seen: Snapshot) -> Outcome:
         """Do what must be done before the next pass; what may wait is left in the outbox."""
         outcome = Outcome()
-        creates = [create for create in decision.creates if not self._must_wait(create)]
-        self._tidy_refusals(decision)
+        creates = [create for create in decision.creates if not self._refusals.must_wait(create.manifest)]
+        if len(creates) > MOST_CREATES:
+            creates = creates[:MOST_CREATES]
+            self._ring(0.0)
         ended = {pod.uid for pod in seen.pods if pod.ended is not None}
         first = _before_cleanup(decision, ended)
         await self.outbox.urgent(True)
@@ -84,9 +75,10 @@ class Act:
         finally:
             await self.outbox.urgent(False)
         await self.outbox.replace(self._letters(decision, {(s.namespace, s.name) for s in first}, seen))
-        self._show_refusals(decision)
-        waits = [r.until - time.monotonic() for r in self._refused.values()]
-        outcome.retry_in = max(0.05, min(waits)) if waits and decision.creates else None
+        outcome.retry_in = self._refusals.settle(create.manifest for create in decision.creates)
+        if self._refusals.messages != self._cache.refusals:
+            self._cache.refusals = self._refusals.messages
+            self._ring(0.0)  # the next pass puts it into the status
         return outcome
 
     async def _now(self, outcome: Outcome, do: Callable[..., Awaitable[bool | None]], what: object) -> bool:
@@ -109,9 +101,9 @@ class Act:
             await self._reread(key, create)
             return
         except (Refused, NotFound) as e:
-            self._refuse(key, create.manifest, str(e))
+            self._refuse(create.manifest, str(e))
             return
-        self._accepted(key)
+        self._refusals.accepted(key)
         self._cache.put(PODS, body)
         _count("create", "Pod", "ok")
         metrics.REASONS.labels("create", create.reason).inc()
@@ -127,12 +119,17 @@ class Act:
             self._ring(0.0)
             return
         if (body["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY:
-            self._accepted(key)
+            self._refusals.accepted(key)
             if self._cache.put(PODS, body):
                 self._ring(0.0)
             return
         text = f"a pod {key[0]}/{key[1]} that is not Cotenant's is in the way; delete it, or name the model otherwise"
-        self._refuse(key, create.manifest, text)
+        self._refuse(create.manifest, text)
+
+    def _refuse(self, manifest: Manifest, message: str) -> None:
+        _count("create", "Pod", "refused")
+        if self._refusals.refused(manifest, message):
+            log.warning("refused: %s", message)
 
     async def _delete(self, delete: Delete) -> None:
         key = (delete.namespace, delete.name)
@@ -162,37 +159,6 @@ class Act:
         event = Emit(namespace, name, uid, "Normal", change.reason, change.message)
         if letter := self._event_letter(event):
             await self.outbox.add(letter)
-
-    # ---------------------------------------------------------------------------------------------------- refusals
-    def _must_wait(self, create: Create) -> bool:
-        metadata = create.manifest["metadata"]
-        refusal = self._refused.get((metadata["namespace"], metadata["name"]))
-        return refusal is not None and time.monotonic() < refusal.until and refusal.manifest == _text(create.manifest)
-
-    def _refuse(self, key: Key, manifest: Manifest, message: str) -> None:
-        before = self._refused.get(key)
-        pause = min(LONGEST_PAUSE, before.pause * 2) if before and before.manifest == _text(manifest) else FIRST_PAUSE
-        self._refused[key] = Refusal(_text(manifest), message, pause, time.monotonic() + pause)
-        _count("create", "Pod", "refused")
-        level = logging.DEBUG if before and before.message == message else logging.WARNING
-        log.log(level, "refused: %s; again in %.0f s", message, pause)
-
-    def _accepted(self, key: Key) -> None:
-        self._refused.pop(key, None)
-
-    def _tidy_refusals(self, decision: Decision) -> None:
-        """Forget what is wanted no longer, once its pause is long over."""
-        wanted = {(c.manifest["metadata"]["namespace"], c.manifest["metadata"]["name"]) for c in decision.creates}
-        now = time.monotonic()
-        self._refused = {k: r for k, r in self._refused.items() if k in wanted or r.until + LONGEST_PAUSE > now}
-
-    def _show_refusals(self, decision: Decision) -> None:
-        """Put them where the next pass sees them; ring when that is news."""
-        wanted = {(c.manifest["metadata"]["namespace"], c.manifest["metadata"]["name"]) for c in decision.creates}
-        shown = {key: r.message for key, r in self._refused.items() if key in wanted or key in self._cache.refusals}
-        if shown != self._cache.refusals:
-            self._cache.refusals = shown
-            self._ring(0.0)
 
     # ---------------------------------------------------------------------------------------------- what may wait
     def _letters(self, decision: Decision, written: set[Key], seen: Snapshot) -> list[Letter]:
@@ -293,10 +259,6 @@ def _is_gone(answer: Manifest) -> bool:
     metadata = answer.get("metadata") or {}
     waits = metadata.get("deletionGracePeriodSeconds") or metadata.get("finalizers")
     return "deletionTimestamp" not in metadata or not waits
-
-
-def _text(manifest: Manifest) -> str:
-    return json.dumps(manifest, sort_keys=True)
 
 
 def _count(verb: str, kind: str, result: str) -> None:

@@ -33,8 +33,6 @@ Reconcile = Callable[[Snapshot], Decision]
 SECOND_LOOK = 5.0
 """Seconds after the watches began until everything is listed again: what was deleted between list and watch."""
 LONGEST_BACKOFF = 60.0
-MOST_CREATES = 512
-"""Pods one pass creates; the next pass decides on the rest, so that other news never waits for thousands."""
 STUCK = 180.0
 """Seconds one pass may take before the process counts as hung."""
 
@@ -215,9 +213,6 @@ class Loop:
         decision = await asyncio.to_thread(self._reconcile, snapshot)
         self.cache.idle = decision.idle
         decided = time.perf_counter()
-        if len(decision.creates) > MOST_CREATES:
-            decision = replace(decision, creates=decision.creates[:MOST_CREATES])
-            self.ring()
         self._measure(decision)
         outcome = await self.act.carry_out(decision, snapshot)
         acted = time.perf_counter()
