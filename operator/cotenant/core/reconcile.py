@@ -197,7 +197,7 @@ def _tuning(start: Start, policy: Policy, troubles: Faults, machines: Inventory)
 
 
 def _services(snapshot: Snapshot, demands: Demands, memo: Memo) -> tuple[Apply, ...]:
-    there = {(namespace, name): found for namespace, name, found in snapshot.services}
+    there = {(known.namespace, known.name): known.hash for known in snapshot.services}
     return tuple(
         Apply(service(wanted), "Service")
         for wanted in demands.wanted
@@ -209,19 +209,13 @@ def _services(snapshot: Snapshot, demands: Demands, memo: Memo) -> tuple[Apply, 
 
 def _stale_services(snapshot: Snapshot, demands: Demands) -> tuple[Delete, ...]:
     """Services of models that a placement no longer has; those of a placement that is gone are Kubernetes' to collect."""
-    wanted = {(entry.placement.namespace, entry.base) for entry in demands.wanted}
-    frozen, readable = [], []
-    for placement in snapshot.placements:
-        begins = (placement.namespace, f"{placement.name}-")
-        (frozen if placement.invalid or placement.deleting else readable).append(begins)
-
-    def of(placements: list[tuple[str, str]], namespace: str, name: str) -> bool:
-        return any(namespace == there and name.startswith(prefix) for there, prefix in placements)
-
+    wanted = {entry.key for entry in demands.wanted}
+    readable = {p.key for p in snapshot.placements if not (p.invalid or p.deleting)}
     return tuple(
-        Delete(namespace, name, "", "ModelRemoved", kind="Service")
-        for namespace, name, _ in snapshot.services
-        if (namespace, name) not in wanted and of(readable, namespace, name) and not of(frozen, namespace, name)
+        Delete(known.namespace, known.name, "", "ModelRemoved", kind="Service")
+        for known in snapshot.services
+        if (known.namespace, known.placement) in readable
+        and f"{known.namespace}/{known.placement}/{known.model}" not in wanted
     )
 
 

@@ -360,6 +360,17 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceRecord:
+    """One Service of ours."""
+
+    namespace: str
+    name: str
+    hash: str
+    placement: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineImage:
     """An entry of the operator's engine catalogue."""
 
@@ -424,8 +435,7 @@ class Snapshot:
     """(uri, what its config says, or why it could not be read) of models in the placements."""
     reading: frozenset[str] = frozenset()
     """URIs whose configs are being read: their models start once that has ended, well or not."""
-    services: tuple[tuple[str, str, str], ...] = ()
-    """(namespace, name, hash) of the Services of ours that exist."""
+    services: tuple[ServiceRecord, ...] = ()
     refusals: tuple[tuple[str, str, str], ...] = ()
     """(namespace, pod, message): creates the API server refused (a quota, Pod Security, admission), in its words."""
 
