@@ -243,7 +243,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from([*EIGHT_B, "head_dim", "sliding_window", "layer_types", "quantization_config",
        "vision_config", "rope_scaling", "num_experts", "kv_lora_rank", "text_config", "dtype"]), JSON, max_size=6))  # fmt: skip
 def test_any_config_is_read_or_refused_in_words(different: dict[str, Any]) -> None:
@@ -268,6 +268,7 @@ ENGINES = st.builds(
 TOKENS = st.integers(1, 200_000)
 
 
+@settings(deadline=None)
 @given(CONFIGS, ENGINES, TOKENS, TOKENS, st.integers(1, 64), st.integers(1, 64))
 def test_longer_or_more_never_needs_less(
     config: ModelConfig, engine: Engine, one: int, other: int, few: int, many: int
@@ -280,6 +281,7 @@ def test_longer_or_more_never_needs_less(
     assert found.need(short, few).value <= found.need(short, many).value
 
 
+@settings(deadline=None)
 @given(CONFIGS, ENGINES, TOKENS, st.integers(1, 64))
 def test_fewer_bits_never_need_more(config: ModelConfig, engine: Engine, tokens: int, sequences: int) -> None:
     wide, narrow = (replace(engine, kv_cache_dtype=name) for name in ("float32", "fp8"))
@@ -290,6 +292,7 @@ def test_fewer_bits_never_need_more(config: ModelConfig, engine: Engine, tokens:
     assert estimate(config, fp8).weights.value <= estimate(config, plain).weights.value
 
 
+@settings(deadline=None)
 @given(CONFIGS, ENGINES, TOKENS, st.integers(1, 64), st.sampled_from([2, 3, 4, 6, 8, 16]))
 def test_more_gpus_never_need_more_of_each(
     config: ModelConfig, engine: Engine, tokens: int, sequences: int, ranks: int
@@ -300,6 +303,7 @@ def test_more_gpus_never_need_more_of_each(
     assert together.need(tokens, sequences).value <= alone.need(tokens, sequences).value
 
 
+@settings(deadline=None)
 @given(CONFIGS, ENGINES, st.integers(1, 180))
 def test_every_figure_lies_in_its_bar(config: ModelConfig, engine: Engine, share: int) -> None:
     found = estimate(config, engine)
@@ -310,6 +314,7 @@ def test_every_figure_lies_in_its_bar(config: ModelConfig, engine: Engine, share
         assert figure.low <= figure.value <= figure.high, figure
 
 
+@settings(deadline=None)
 @given(CONFIGS, ENGINES, st.integers(1, 180))
 def test_the_context_that_fits_is_the_longest(config: ModelConfig, engine: Engine, share: int) -> None:
     found = estimate(config, engine)
@@ -321,6 +326,7 @@ def test_the_context_that_fits_is_the_longest(config: ModelConfig, engine: Engin
 
 
 # --------------------------------------------------------------------------------------------------------------- advice
+@settings(deadline=None)
 @given(CONFIGS, ENGINES, st.integers(1, 8))
 def test_the_automatic_share_holds_what_it_was_made_for(config: ModelConfig, engine: Engine, ranks: int) -> None:
     assume(config.blocks[-1].attention.heads % ranks == 0)
@@ -331,6 +337,7 @@ def test_the_automatic_share_holds_what_it_was_made_for(config: ModelConfig, eng
     assert refuse(config, sized, ranks, auto.bytes) is None
 
 
+@settings(deadline=None)
 @given(CONFIGS, ENGINES, st.integers(1, 8), st.sampled_from([1024, 8192]))
 def test_what_a_refusal_asks_for_is_not_refused(config: ModelConfig, engine: Engine, ranks: int, length: int) -> None:
     assume(config.blocks[-1].attention.heads % ranks == 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotenant.core.learn import key, learn, learn_metrics, overrun, recall
@@ -67,6 +67,7 @@ def test_an_empty_log_teaches_nothing_and_forgets_nothing() -> None:
     assert learn("m", "k", "") == Learned(model="m", key="k")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=400))
 def test_no_log_is_an_error(log: str) -> None:
     learn("m", "k", log)
@@ -92,6 +93,7 @@ def test_an_overrun_never_shrinks_on_a_quiet_hour() -> None:
     assert overrun(busy, 2 * GIB, share, share - GIB) == busy
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 200 * GIB), max_size=30), st.integers(0, 5 * GIB))
 def test_an_overrun_only_grows(used: list[int], expected: int) -> None:
     known: int | None = None
