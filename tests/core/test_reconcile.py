@@ -182,3 +182,14 @@ def test_a_memo_changes_no_decision() -> None:
         assert reconcile(snapshot, memo) == reconcile(snapshot)
         cluster.step()
         cluster.ready()
+
+
+def test_where_the_agent_is_silent_nothing_new_lands_and_what_runs_stays() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "30%"))).settle()
+    cluster.apply(placement("q", model("m", "30%"), created=2.0))
+    decision = reconcile(replace(cluster.snapshot(), silent=frozenset({"n1"})))
+    assert not decision.creates
+    assert not decision.deletes
+    told = next(status.status for status in decision.statuses if status.name == "q")
+    assert "has fallen silent" in told["conditions"][0]["message"]
+    assert cluster.settle().phases("q") == ["Ready"]

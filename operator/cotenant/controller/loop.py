@@ -16,6 +16,7 @@ from cotenant.controller.cache import Cache, Key
 from cotenant.controller.configs import Configs
 from cotenant.controller.evidence import Evidence, reader
 from cotenant.controller.handlers import Doorbell
+from cotenant.controller.heartbeats import Heartbeats
 from cotenant.controller.sources import Source, sources
 from cotenant.controller.surroundings import survey
 from cotenant.core.decision import Decision, GPUFigures
@@ -74,6 +75,7 @@ class Loop:
         self._evidence = Evidence(self.cache, reader(kube.pod_log), self.ring)
         self._doorbell = Doorbell(self._sources, self._namespaces(), kube.connection, self._hear)
         self._configs = Configs(partial(model_config, offline=settings.hub_offline), self.ring)
+        self._heartbeats = Heartbeats(kube, settings.namespace, self.ring)
         self._considered: object = None
         self._figures: tuple[GPUFigures, ...] = ()
         self._failures = 0
@@ -94,14 +96,15 @@ class Loop:
         """Look at everything, then decide and act until cancelled."""
         await self._first_look()
         self._doorbell.start()
-        resync = asyncio.create_task(self._resync())
+        beside = [asyncio.create_task(self._resync()), asyncio.create_task(self._heartbeats.run())]
         try:
             self.ring()
             while True:
                 await self._bell.wait()
                 await self._pass()
         finally:
-            resync.cancel()
+            for task in beside:
+                task.cancel()
             self._doorbell.stop()
             await self._evidence.stop()
             await self._configs.stop()
@@ -205,7 +208,7 @@ class Loop:
         begun = time.perf_counter()
         snapshot = self.cache.snapshot(time.time())
         configs = self._configs.of(snapshot.placements)
-        snapshot = replace(snapshot, configs=configs, reading=self._configs.reading())
+        snapshot = replace(snapshot, configs=configs, reading=self._configs.reading(), silent=self._heartbeats.silent)
         if self._considered is not snapshot.pods:
             self._evidence.consider(snapshot.pods, snapshot.placements)
             self._considered = snapshot.pods

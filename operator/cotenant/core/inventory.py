@@ -50,7 +50,12 @@ class Inventory:
 
 
 def inventory(
-    nodes: tuple[Node, ...], gpu_nodes: tuple[GPUNode, ...], policy: Policy, now: float, memo: Memo | None = None
+    nodes: tuple[Node, ...],
+    gpu_nodes: tuple[GPUNode, ...],
+    policy: Policy,
+    now: float,
+    memo: Memo | None = None,
+    silent: frozenset[str] = frozenset(),
 ) -> Inventory:
     """The GPUs of managed nodes. A node without a report has none: placement by belief over-packs."""
     memo = memo or Memo()
@@ -63,6 +68,8 @@ def inventory(
             continue
         report = reports.get(node.name)
         closed, lost = _why_closed(node, report), ""
+        if not closed and node.name in silent:
+            closed = f"the agent of {node.name} has fallen silent; is its pod running?"
         if not node.ready:
             ends = (node.not_ready_since or now) + policy.node_grace
             if now >= ends:

@@ -433,6 +433,8 @@ class Snapshot:
     """(GPU, since when it is held and empty), as the last pass said."""
     configs: tuple[tuple[str, ModelConfig | str], ...] = ()
     """(uri, what its config says, or why it could not be read) of models in the placements."""
+    silent: frozenset[str] = frozenset()
+    """Nodes whose agent has not renewed its Lease: what their GPUNode says is old."""
     reading: frozenset[str] = frozenset()
     """URIs whose configs are being read: their models start once that has ended, well or not."""
     services: tuple[ServiceRecord, ...] = ()
