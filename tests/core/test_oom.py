@@ -43,6 +43,11 @@ def test_a_run_time_death_is_told_without_knowing_that_it_served() -> None:
     assert judge(replace(evidence("runtime"), was_ready=False)).kind is Kind.RUNTIME_OUT_OF_MEMORY
 
 
+@pytest.mark.parametrize("name", ["kv-too-small", "no-room", "bad-flag", "weights-v2-runner"])
+def test_a_failed_start_is_told_even_where_it_is_thought_to_have_served(name: str) -> None:
+    assert judge(replace(evidence(name), was_ready=True)).kind is judge(evidence(name)).kind
+
+
 def test_the_termination_message_alone_serves_where_the_log_is_gone() -> None:
     """2,048 bytes that mostly hold only the API server's traceback: then the verdict is honest about it."""
     unread = judge(Evidence(exit_code=1, reason="Error", message=log("no-room")[-2048:]))

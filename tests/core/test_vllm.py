@@ -247,6 +247,15 @@ def test_what_the_operator_owns_is_refused_in_every_spelling(argument: str) -> N
     assert "refused" in refuse_extra((argument,))
 
 
+def test_no_beginning_of_an_owned_flag_gets_through() -> None:
+    owned = [flag for flag in sorted(SWITCHES | VALUED) if owned_flag(f"--{flag}")]
+    for flag in owned:
+        for end in range(1, len(flag)):
+            beginning = flag[:end]
+            assert beginning in SWITCHES | VALUED or owned_flag(f"--{beginning}=1"), beginning
+    assert len(owned) > 80
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

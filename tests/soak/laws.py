@@ -106,7 +106,8 @@ def _check_work_is_done(physics: Physics, policy: Policy) -> None:
         and physics.used(gpu) == 0
     ]
     for placement in physics.store.all(PLACEMENTS):
-        if placement["spec"].get("nodes"):
+        stands = (placement.get("status") or {}).get("conditions", ())
+        if placement["spec"].get("nodes") or any(condition["reason"] == "InvalidSpec" for condition in stands):
             continue
         for model in placement["spec"]["models"]:
             if model["tensorParallelSize"] != 1 or model["spread"] != "None" or not model["share"].endswith("%"):

@@ -382,9 +382,12 @@ class Physics:
         if pod is None or pod["metadata"]["uid"] != engine.uid:
             return
         done = {"exitCode": code, "reason": reason, "message": text[-2048:], "finishedAt": stamp(self.now)}
+        done["startedAt"] = pod["metadata"]["creationTimestamp"]
+        # the kubelet moves lastTransitionTime only when Ready changes: a start that failed never was ready
+        since = self.now if engine.serving else self.now - 1e6
         status = {
             "phase": "Succeeded" if code == 0 else "Failed",
-            "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": stamp(self.now)}],
+            "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": stamp(since)}],
             "containerStatuses": [{"name": "engine", "state": {"terminated": done}}],
             "settled": True,
         }

@@ -225,6 +225,7 @@ DEATHS: tuple[Death, ...] = (
 _SIZED = ("GPU KV cache size:", "Available KV cache memory:", "skipped memory profiling", "in capture_model")
 _LOADED = ("Model loading took", "in determine_available_memory", "in profile_run", "in profile_cudagraph_memory")
 _SERVING = "Application startup complete."
+_BEGINNING = ("Initializing a V1 LLM engine", "Starting to load model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +249,11 @@ def progress(log: str) -> Progress:
         for markers in (_LOADED, _SIZED)
     )
     return Progress(loaded, sized)
+
+
+def began(log: str) -> bool:
+    """Whether this log holds the beginning of a start."""
+    return any(marker in log for marker in _BEGINNING)
 
 
 def served(log: str) -> bool:

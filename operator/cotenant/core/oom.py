@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from cotenant.core.deaths import DEATHS, Death, Kind, Phase, Progress, progress, served
+from cotenant.core.deaths import DEATHS, Death, Kind, Phase, Progress, began, progress, served
 from cotenant.core.evidence import Evidence, GPUState
 from cotenant.core.figures import Numbers, numbers
 from cotenant.core.share import MIB, gib
@@ -92,7 +92,8 @@ def judge(evidence: Evidence) -> Verdict:
     if evidence.deleted_by_us:
         return Verdict(Kind.STOPPED, "deleted by Cotenant")
     log = clean(f"{evidence.log or ''}\n{evidence.message}")
-    phase = Phase.RUN if evidence.was_ready or served(log) or evidence.exit_code == 0 else Phase.START
+    ran = served(log) or ((evidence.was_ready or evidence.exit_code == 0) and not began(log))
+    phase = Phase.RUN if ran else Phase.START
     if evidence.reason == "OOMKilled":
         memory = f" of {gib(evidence.memory)}" if evidence.memory else ""
         return Verdict(
@@ -101,9 +102,14 @@ def judge(evidence: Evidence) -> Verdict:
     if evidence.exit_code is None or evidence.reason in BLOCKED:
         return _never_ran(evidence)
     reached = progress(log)
-    for death in DEATHS:
-        if phase in death.phases and (at := _find(death, log, reached)) is not None:
-            return _found(death, log, at, phase, evidence)
+    # the kubelet does not say for certain whether it ever served: what this phase has no text for, the other may
+    for rows in (
+        [death for death in DEATHS if phase in death.phases],
+        [death for death in DEATHS if phase not in death.phases],
+    ):
+        for death in rows:
+            if (at := _find(death, log, reached)) is not None:
+                return _found(death, log, at, death.phases[0] if phase not in death.phases else phase, evidence)
     return _without_text(evidence, log, phase)
 
 

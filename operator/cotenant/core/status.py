@@ -210,12 +210,13 @@ def _model_status(model: ModelState, before: dict[tuple[str, int], ReplicaMemory
     }
     if model.faults:
         out["faults"] = [_fault_status(fault) for fault in model.faults]
-        last = max(model.faults, key=lambda fault: (max(fault.times, default=0.0), fault.index))
+    if fresh := [fault for fault in model.faults if fault.times]:  # one that healed has none
+        last = max(fresh, key=lambda fault: (max(fault.times), fault.index))
         out["lastFault"] = {
             "reason": last.reason,
             "message": last.message,
             "attempt": last.attempt,
-            "time": rfc3339(max(last.times, default=now)),
+            "time": rfc3339(max(last.times)),
         } | ({"remedy": last.remedies[-1]} if last.remedies else {})
     if model.learned:
         out["learned"] = [_learned_status(known) for known in model.learned]
