@@ -85,3 +85,15 @@ def test_no_default_is_written_into_blocks_the_user_left_out(api: Api) -> None:
         assert not any(isinstance(value, dict | list) for value in made["spec"]["models"][0].values())
     finally:
         api.delete(API_VERSION, "ModelPlacement", "plain")
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_taken_and_read(api: Api, path: Path) -> None:
+    for body in yaml.safe_load_all(path.read_text()):
+        body["metadata"].setdefault("namespace", "default")
+        made = api.create(body)
+        api.delete(API_VERSION, "ModelPlacement", body["metadata"]["name"])
+        assert placement.parse(made).invalid is None
