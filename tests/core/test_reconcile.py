@@ -7,7 +7,7 @@ from dataclasses import replace
 from cotenant.core.memo import Memo
 from cotenant.core.reconcile import reconcile
 from cotenant.core.share import GIB
-from cotenant.core.snapshot import RolloutStrategy, Stranger
+from cotenant.core.snapshot import OnOutOfMemory, Remedy, RolloutStrategy, Stranger
 from tests.core.builders import Cluster, model, node, placement
 
 
@@ -193,3 +193,23 @@ def test_where_the_agent_is_silent_nothing_new_lands_and_what_runs_stays() -> No
     told = next(status.status for status in decision.statuses if status.name == "q")
     assert "has fallen silent" in told["conditions"][0]["message"]
     assert cluster.settle().phases("q") == ["Ready"]
+
+
+def test_after_a_death_that_may_move_it_the_gpu_it_failed_on_is_avoided() -> None:
+    allowed = OnOutOfMemory(allow=(Remedy.MOVE,), max_attempts=10)
+    cluster = Cluster([node("n1", gpus=2)]).apply(placement("p", model("m", "40%", on_out_of_memory=allowed))).settle()
+    first = cluster.pods["default", "p-m-0"].allocation
+    assert first is not None
+    seen = set()
+    for _ in range(3):
+        cluster.die(
+            "p-m-0",
+            log="(EngineCore pid=1) ERROR EngineCore encountered an issue. See stack trace (above) for the root cause.",
+        )
+        cluster.settle()
+        cluster.now += 400
+        cluster.settle()
+        allocation = cluster.pods["default", "p-m-0"].allocation
+        assert allocation is not None
+        seen.add(allocation.gpus)
+    assert len(seen) == 2

@@ -26,6 +26,12 @@ class Board:
         self._number_workloads()
         self._number_gpus()
         self._number_replicas()
+        number = {uuid: g for g, uuid in enumerate(self.uuid)}
+        self.avoid = {
+            w: frozenset(number[uuid] for uuid in entry.avoid if uuid in number)
+            for w, entry in enumerate(self.workloads)
+            if entry.avoid
+        }
         self.cost = self.islands = self.splits = self.moves = 0
         self.lumps = 0
         """Sum of squares of what is left on the GPUs: higher when the room left lies together."""
@@ -128,6 +134,8 @@ class Board:
             kept = self.kept[g]
         share, overrun = need
         if share > self.promise[g] - kept or share + overrun > self.real[g]:
+            return False
+        if self.avoid and g in self.avoid.get(w, ()):
             return False
         return not (self.apart[w] and w in self.models[g])
 

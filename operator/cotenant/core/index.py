@@ -205,8 +205,9 @@ class Index:
                     break
                 for code in ranked:
                     rank, cell = divmod(code, len(self.clean))
-                    g = self.clean[cell][0]
-                    if not board.host_fits(w, board.host[g]):
+                    shunned = board.avoid.get(w, frozenset()) if board.avoid else frozenset()
+                    g = next((other for other in self.clean[cell] if other not in shunned), -1)
+                    if g < 0 or not board.host_fits(w, board.host[g]):
                         continue
                     if board.fits(w, g):
                         found = (price, rank, memory - need[0], g)

@@ -69,6 +69,8 @@ class Workload:
     """True: never across islands; False: preferred on one."""
     refused: tuple[str, ...] = ()
     """By host kind: why it may not go there, for reasons; may be empty."""
+    avoid: tuple[str, ...] = ()
+    """GPUs it may not have: its engine failed there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,18 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Fragmentation:
+    """What a plan leaves."""
+
+    free: int
+    """Bytes that are left on GPUs of ready hosts."""
+    stranded: int
+    """Bytes of those that a replica like those of this problem could not use, on average."""
+    groups: tuple[tuple[int, int], ...]
+    """(size, how many more groups of clean GPUs of one island there are)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The answer."""
 
@@ -204,3 +218,5 @@ class Plan:
     bound_method: str = ""
     effort: int = 0
     """Improvement steps taken."""
+    fragmentation: Fragmentation | None = None
+    """How usable what is left is."""

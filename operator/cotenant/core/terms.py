@@ -139,6 +139,7 @@ def _workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy) ->
         memory=model.memory if model.memory is not None else policy.default_memory,
         namespace=wanted.placement.namespace,
         refused=tuple(refused),
+        avoid=first.avoid,
     )
 
 
@@ -167,5 +168,5 @@ def _not_selected(replica: Replica, machine: Machine) -> str:
 def _avoided(replica: Replica, machine: Machine) -> str:
     if not replica.avoid:
         return ""
-    uuids = {device.uuid for device in machine.devices}
-    return "its engine failed there" if uuids and uuids <= set(replica.avoid) else ""
+    left = sum(device.uuid not in replica.avoid for device in machine.devices)
+    return "its engine failed there" if left < replica.wanted.model.tensor_parallel else ""
