@@ -161,6 +161,6 @@ class Cluster:
         self.log.append(f"+{meta['name']}")
 
     def _write(self, name: str, status: dict[str, Any]) -> None:
-        from cotenant.api.placement import _status
+        from cotenant.api.placement import read_status
 
-        self.placements[name] = replace(self.placements[name], status=_status(status))
+        self.placements[name] = replace(self.placements[name], status=read_status(status))

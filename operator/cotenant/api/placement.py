@@ -72,7 +72,7 @@ def parse(body: dict[str, Any]) -> Placement:
         "generation": meta.get("generation", 1),
         "created": seconds(meta.get("creationTimestamp")),
         "deleting": "deletionTimestamp" in meta,
-        "status": _status(body.get("status") or {}),
+        "status": read_status(body.get("status") or {}),
     }
     try:
         spec = SpecField.model_validate(body.get("spec") or {})
@@ -171,7 +171,7 @@ def _engine(engine: EngineField) -> vllm.Engine:
     )
 
 
-def _status(body: dict[str, Any]) -> Status:
+def read_status(body: dict[str, Any]) -> Status:
     """What the status remembers; one that cannot be read (written by hand, or newer) is begun afresh."""
     try:
         status = StatusField.model_validate(body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cotenant.core.ask import ask
@@ -63,6 +63,25 @@ def assign(
         packed = [replica for replica in packed if replica.key not in homeless]
 
 
+def first_question(
+    replicas: list[Replica],
+    inventory: Inventory,
+    ledger: dict[str, Account],
+    usable: Callable[[str], str],
+    cost: Callable[[str], int | None],
+    policy: Policy,
+    orphans: tuple[Pod, ...],
+    memo: Memo,
+    iterations: int = 0,
+) -> Asked:
+    """What `assign` asks the packer first, for whoever wants to ask more of it: for bounds, or a problem file."""
+    staying, packed = _split(replicas, inventory)
+    told_apart = kinds(packed, inventory, memo)
+    outside = tuple(replica.pod for replica in replicas if replica.pod and replica.key in staying) + orphans
+    bins = hosts(inventory, ledger, usable, cost, told_apart, outside, policy)
+    return asked(packed, bins, told_apart, policy, memo, iterations)
+
+
 def _runs_on(replica: Replica, place: NoPlace) -> bool:
     return not place.displaced and replica.pod is not None and replica.pod.is_alive
 
@@ -81,6 +100,43 @@ def _split(replicas: list[Replica], inventory: Inventory) -> tuple[dict[str, Ass
     return staying, packed
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the packer is asked about some replicas."""
+
+    problem: Problem
+    groups: dict[str, list[Replica]]
+    """By workload: the replica that a number in the plan means."""
+    refused: Places
+    """Replicas that no kind of machine could ever take."""
+
+
+def asked(
+    replicas: list[Replica], bins: tuple[Host, ...], told_apart: Kinds, policy: Policy, memo: Memo, iterations: int = 0
+) -> Asked:
+    """These replicas and hosts in the packer's terms."""
+    groups = grouped(replicas)
+    refused: Places = {}
+    asking: list[Workload] = []
+    there: list[Running] = []
+    for key, members in groups.items():
+        ask_of = workload(key, members, told_apart, policy, memo)
+        if isinstance(ask_of, NoPlace):
+            refused.update((member.key, ask_of) for member in members)
+            continue
+        asking.append(ask_of)
+        there.extend(running(key, members))
+    problem = Problem(
+        hosts=bins,
+        workloads=tuple(asking),
+        running=tuple(there),
+        max_tenants=policy.max_tenants_per_gpu,
+        moves=policy.max_moves,
+        iterations=iterations,
+    )
+    return Asked(problem, groups, refused)
+
+
 def _packed(
     replicas: list[Replica],
     bins: tuple[Host, ...],
@@ -89,26 +145,9 @@ def _packed(
     policy: Policy,
     memo: Memo,
 ) -> Places:
-    places: Places = {}
-    groups = grouped(replicas)
-    asking: list[Workload] = []
-    there: list[Running] = []
-    for key, members in groups.items():
-        asked = workload(key, members, told_apart, policy, memo)
-        if isinstance(asked, NoPlace):
-            places.update((member.key, asked) for member in members)
-            continue
-        asking.append(asked)
-        there.extend(running(key, members))
-    plan = pack(
-        Problem(
-            hosts=bins,
-            workloads=tuple(asking),
-            running=tuple(there),
-            max_tenants=policy.max_tenants_per_gpu,
-            moves=policy.max_moves,
-        )
-    )
+    question = asked(replicas, bins, told_apart, policy, memo)
+    groups, places = question.groups, dict(question.refused)
+    plan = pack(question.problem)
     for placed in plan.placements:
         member, machine = groups[placed.workload][placed.replica], inventory.machines[placed.host]
         give = partial(_assigned, member, machine, placed.gpus, policy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cotenant.core.ask import Ask, ask
@@ -28,21 +28,52 @@ from cotenant.core.snapshot import Pod, Policy, RolloutStrategy, Snapshot
 from cotenant.core.status import ModelState
 
 
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """What a pass knows before it plans."""
+
+    demands: Demands
+    machines: Inventory
+    ledger: dict[str, Account]
+    binding: Binding
+    troubles: Faults
+    lessons: Lessons
+    replicas: list[Replica]
+    orphans: tuple[Pod, ...]
+
+    @property
+    def hopeful(self) -> list[Replica]:
+        """The replicas that are planned."""
+        return [replica for replica in self.replicas if not _given_up(replica, self.troubles)]
+
+
+def consider(snapshot: Snapshot, memo: Memo) -> Considered:
+    """Everything a plan depends on, worked out from the snapshot."""
+    demands = demand(snapshot.placements, snapshot.policy, memo)
+    machines = inventory(snapshot.nodes, snapshot.gpu_nodes, snapshot.policy, snapshot.now, memo, snapshot.silent)
+    by_name = {(pod.namespace, pod.name, pod.owner_uid): pod for pod in snapshot.pods}
+    troubles = faults(snapshot, demands, by_name)
+    lessons = learn(snapshot, demands, machines, by_name, memo)
+    return Considered(
+        demands,
+        machines,
+        accounts(machines.devices, snapshot.pods, memo),
+        Pinned(snapshot, machines),
+        troubles,
+        lessons,
+        _replicas(snapshot, demands, machines, by_name, troubles, lessons, memo),
+        _orphans(snapshot, demands),
+    )
+
+
 def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     """Everything to be done now. Same snapshot, same decision; `memo`, kept between passes, only saves work."""
     memo = memo or Memo()
     policy, pods = snapshot.policy, snapshot.pods
-    demands = demand(snapshot.placements, policy, memo)
-    machines = inventory(snapshot.nodes, snapshot.gpu_nodes, policy, snapshot.now, memo, snapshot.silent)
-    ledger = accounts(machines.devices, pods, memo)
-    binding = Pinned(snapshot, machines)
-    by_name = {(pod.namespace, pod.name, pod.owner_uid): pod for pod in pods}
-    troubles = faults(snapshot, demands, by_name)
-    lessons = learn(snapshot, demands, machines, by_name, memo)
-    replicas = _replicas(snapshot, demands, machines, by_name, troubles, lessons, memo)
-    hopeful = [replica for replica in replicas if not _given_up(replica, troubles)]
-    orphans = _orphans(snapshot, demands)
-    places = assign(hopeful, machines, ledger, binding.unusable, binding.cost, policy, orphans, memo)
+    known = consider(snapshot, memo)
+    demands, machines, ledger, binding = known.demands, known.machines, known.ledger, known.binding
+    troubles, lessons, replicas = known.troubles, known.lessons, known.replicas
+    places = assign(known.hopeful, machines, ledger, binding.unusable, binding.cost, policy, known.orphans, memo)
     changes = drift(replicas, places, pods, demands, machines, policy, troubles.recorded, memo)
     retry_at = {key: held_until(fault, snapshot.now) for key, fault in troubles.of.items()}
     admitted = admit(changes, replicas, pods, ledger, binding.pending, retry_at, snapshot.reading, snapshot.now)
