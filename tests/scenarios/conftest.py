@@ -26,7 +26,8 @@ def cluster_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         ControlPlane.start(tmp_path_factory.mktemp("stage")) as cluster,
         Sim(cluster.kubeconfig, seed=7, speed=SPEED, models=dict(MODELS)) as sim,
     ):
-        stage = Stage(cluster, sim, log_level="DEBUG", holder_idle="2")
+        # Waits that a person would not notice, and a test would: a lost node, a dead leader's Lease, an empty GPU.
+        stage = Stage(cluster, sim, node_grace="5", leader_election="false", holder_idle="2")
         stage.start_controller()
         yield stage
 

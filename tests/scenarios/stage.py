@@ -102,6 +102,8 @@ class Stage:
         """Wait until `true` says something true; AssertionError with everything there is to know if it does not."""
         deadline = time.monotonic() + seconds
         while not (answer := true()):
+            ended = self.cluster.processes.ended()
+            assert not ended, f"{', '.join(ended)} ended by itself\n{self.cluster.processes.tail(ended[0])}"
             assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}\n{self.dump()}"
             time.sleep(0.1)
         return answer
@@ -131,7 +133,10 @@ class Stage:
         for pod in [*self.pods(everywhere=True), *self.helpers()]:
             state = (pod["status"].get("containerStatuses") or [{}])[0].get("state")
             lines.append(f"{pod['metadata']['name']}: {pod['status'].get('phase')} {json.dumps(state)[:300]}")
-        lines += [str(engine) for engine in self.sim.engines()]
+        lines += [
+            " ".join(str(engine[part]) for part in ("pod", "node", "gpus", "phase", "utilization"))
+            for engine in self.sim.engines()
+        ]
         lines.append(self.sim.audit.report())
         lines.append(self.cluster.processes.tail("controller"))
         return "\n".join(lines)

@@ -19,6 +19,7 @@ from tests.sim.annotations import changed
 from tests.sim.client import ApiError, Client, Object
 from tests.sim.logs import LogServer
 from tests.sim.node import SimNode
+from tests.sim.pod import Key
 from tests.sim.products import PRODUCTS
 from tests.sim.settings import ANNOTATION, Settings, secret_names
 from tests.sim.world import Remove, World, Write, WriteStatus
@@ -48,7 +49,8 @@ class Shell:
         """The whole simulation, until ask_to_stop(); `started` is called when every node and pod that is there is known."""
         self._stopping = asyncio.Event()
         self._wake = asyncio.Event()
-        self._queue: asyncio.Queue[Write] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[Key, str]] = asyncio.Queue()
+        self._unsent: dict[tuple[Key, str], list[Write]] = {}
         self._synced = {"nodes": asyncio.Event(), "pods": asyncio.Event()}
         self._node_objects: dict[str, Object] = {}
         self._waiting_pods: dict[tuple[str, str], Object] = {}
@@ -98,7 +100,7 @@ class Shell:
         """Bring the world to now, and send what it wants written."""
         self.world.advance(self.now())
         for write in self.world.outbox:
-            self._queue.put_nowait(write)
+            self._enqueue(write)
         self.world.outbox.clear()
         if self.world.dirty:
             self._agent.ring()
@@ -231,27 +233,43 @@ class Shell:
             with contextlib.suppress(ApiError):
                 await self.client.request("POST", "/apis/node.k8s.io/v1/runtimeclasses", body)
 
+    def _enqueue(self, write: Write) -> None:
+        """One write per pod is under way at a time, in order; a status not yet sent gives way to a newer one."""
+        waiting = self._unsent.setdefault((write.key, write.uid), [])
+        if not waiting:
+            self._queue.put_nowait((write.key, write.uid))
+        elif isinstance(waiting[-1], WriteStatus) and isinstance(write, WriteStatus) and len(waiting) > 1:
+            waiting.pop()
+        waiting.append(write)
+
     async def _write(self) -> None:
         while True:
-            write = await self._queue.get()
-            namespace, name = write.key
-            path = f"/api/v1/namespaces/{namespace}/pods/{name}"
-            for attempt in range(5):
-                try:
-                    if isinstance(write, WriteStatus):
-                        body: Object = {"metadata": {"uid": write.uid}, "status": write.status}
-                        await self.client.request("PATCH", f"{path}/status", body, content_type=STRATEGIC)
-                    elif isinstance(write, Remove):
-                        options = {"gracePeriodSeconds": 0, "preconditions": {"uid": write.uid}}
-                        await self.client.request("DELETE", path, options)
-                    break
-                except ApiError as error:
-                    if error.status in (404, 409):  # gone, or another pod of that name
-                        break
-                    if attempt == 4:
-                        print(f"sim: {name}: {error}", flush=True)
-                except (aiohttp.ClientError, OSError, TimeoutError):
-                    await asyncio.sleep(0.5 * (attempt + 1))
+            which = await self._queue.get()
+            waiting = self._unsent[which]
+            while waiting:
+                await self._send(waiting[0])  # it stays first in line while it is under way
+                waiting.pop(0)
+            del self._unsent[which]
+
+    async def _send(self, write: Write) -> None:
+        namespace, name = write.key
+        path = f"/api/v1/namespaces/{namespace}/pods/{name}"
+        for attempt in range(5):
+            try:
+                if isinstance(write, WriteStatus):
+                    body: Object = {"metadata": {"uid": write.uid}, "status": write.status}
+                    await self.client.request("PATCH", f"{path}/status", body, content_type=STRATEGIC)
+                elif isinstance(write, Remove):
+                    options = {"gracePeriodSeconds": 0, "preconditions": {"uid": write.uid}}
+                    await self.client.request("DELETE", path, options)
+                return
+            except ApiError as error:
+                if error.status in (404, 409):  # gone, or another pod of that name
+                    return
+                if attempt == 4:
+                    print(f"sim: {name}: {error}", flush=True)
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                await asyncio.sleep(0.5 * (attempt + 1))
 
     def _log_of(self, namespace: str, name: str) -> str | None:
         pod = self.world.pods.get((namespace, name))
