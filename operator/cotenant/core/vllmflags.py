@@ -174,7 +174,7 @@ def owned_flag(argument: str) -> str | None:
     if name in _KNOWN:
         return None
     # not a flag in full: vLLM takes it for the one flag it is the beginning of
-    meant = next((flag for flag in sorted(_OWNED) if flag.startswith(name)), None)
+    meant = next((flag for flag in sorted(_OWNED) if f"no-{flag}".startswith(name) or flag.startswith(name)), None)
     return f"{argument} may mean --{meant}, which is refused: {_OWNED[meant]}" if meant else None
 
 
