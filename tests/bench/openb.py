@@ -68,7 +68,7 @@ def capacity() -> int:
     return FULL * sum(int(n["gpu"]) for n in nodes())
 
 
-def problem(wanted: list[Pod], whole_islands: bool = True) -> tuple[Problem, dict[Pod, int]]:
+def problem(wanted: list[Pod]) -> tuple[Problem, dict[Pod, int]]:
     """The cluster, and each kind of pod as one workload; pods without GPUs are the caller's (they take host room)."""
     models = sorted({n["model"] for n in nodes()})
     hosts = tuple(

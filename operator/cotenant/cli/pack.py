@@ -12,13 +12,17 @@ from typing import cast
 
 import yaml
 
-from cotenant.core.packing import pack
+from cotenant import solver
+from cotenant.core.packing import Plan, pack
 from cotenant.core.problemfile import ProblemFile, answer, read_problem
 from cotenant.errors import CotenantError, InvalidSpec
 
 STEPS_PER_SECOND = 8000
 """What the search does in a second on a slow core (2 cores shared, Python 3.11: 15,000 to 25,000). Seconds become
 steps, so that equal files, seeds and seconds give equal plans; the clock only ends what is slower than that."""
+
+SOLVER_PART = 0.5
+"""The part of the seconds that CP-SAT gets where it is installed and the plan is not proven yet."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,12 +66,25 @@ def solve(file: ProblemFile, options: argparse.Namespace) -> dict[str, object]:
     problem = replace(
         file.problem,
         seed=options.seed,
-        iterations=int(options.seconds * STEPS_PER_SECOND),
+        iterations=max(1, int(options.seconds * STEPS_PER_SECOND)),
         moves=len(file.problem.running) if options.moves is None else options.moves,
         move_equals=options.move_equals,
     )
-    plan = pack(problem, lambda: time.monotonic() - began < options.seconds)
+    exact = options.solver != "none" and solver.is_installed()
+    if options.solver == "cp-sat" and not exact:
+        raise InvalidSpec("--solver cp-sat", "OR-tools is not installed; install cotenant[solver] or use --solver auto")
+    alone = options.seconds * (1 - SOLVER_PART) if exact else options.seconds
+    plan = pack(problem, lambda: time.monotonic() - began < alone)
+    left = began + options.seconds - time.monotonic()
+    if exact and left > 0.2 and not is_proven(plan):
+        plan = solver.improve(problem, plan, left)
     return {**answer(plan, file), "seconds": round(time.monotonic() - began, 3)}
+
+
+def is_proven(plan: Plan) -> bool:
+    """Whether no plan could be better in what it leaves out, moves, splits and costs."""
+    key = plan.key
+    return not key.unplaced and not key.moves and not key.splits and plan.bound is not None and key.cost <= plan.bound
 
 
 def load(name: str) -> object:

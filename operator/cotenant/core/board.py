@@ -23,6 +23,9 @@ class Board:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.max_tenants = problem.max_tenants
+        self.hosts = sorted(problem.hosts, key=lambda h: h.name)
+        self.kinds = list(dict.fromkeys(h.kind for h in self.hosts))
+        """The problem's kinds in the order of the first host that has each: what numbers they have changes nothing."""
         self._number_workloads()
         self._number_gpus()
         self._number_replicas()
@@ -50,15 +53,18 @@ class Board:
         self.priority = [w.priority for w in self.workloads]
         self.apart = [w.spread is not Spread.NONE for w in self.workloads]
         self.node_apart = [w.spread is Spread.NODE for w in self.workloads]
-        self.demand = [tuple((d.share, d.overrun) if d else None for d in w.demands) for w in self.workloads]
+        self.demand = [
+            tuple((d.share, d.overrun) if (d := w.demands[k]) else None for k in self.kinds) for w in self.workloads
+        ]
+        """By number of the kind here; None where it may not go."""
         overruns = [d[1] for ds in self.demand for d in ds if d]
         self.least_overrun = min(overruns, default=0)
 
     def _number_gpus(self) -> None:
-        self.hosts = sorted(self.problem.hosts, key=lambda h: h.name)
         self.cpu = [h.cpu for h in self.hosts]
         self.host_memory = [h.memory for h in self.hosts]
-        self.host_kind = [h.kind for h in self.hosts]
+        numbers = {kind: number for number, kind in enumerate(self.kinds)}
+        self.host_kind = [numbers[h.kind] for h in self.hosts]
         self.host_gpus: list[range] = []
         self.on_host: list[dict[int, int]] = [{} for _ in self.hosts]
         """Per host, replicas of each workload that spreads over nodes."""

@@ -169,7 +169,7 @@ def _l2_at(sizes: list[tuple[int, int]], capacity: int, least: int) -> int:
 
 
 def _size(demands: tuple[tuple[int, int] | None, ...], kind: int, step: int) -> tuple[int, int] | None:
-    need = demands[kind] if kind < len(demands) else None
+    need = demands[kind]
     if need is None or not step:
         return None if need is None else (need[0], need[0] + need[1])
     keep = 7 - step

@@ -73,7 +73,9 @@ class Fitting:
         board = self.board
         apart = tuple(sorted(w for w in board.models[g] if w in self.apart))
         island = board.island[g] - board.island[board.host_gpus[board.host[g]][0]]
-        return (board.promise[g], board.real[g], board.kept[g], len(board.tenants[g]), board.memory[g], apart, island)
+        avoided = tuple(w for w, gpus in board.avoid.items() if g in gpus)
+        left = (board.promise[g], board.real[g], board.kept[g], len(board.tenants[g]), board.memory[g])
+        return (*left, apart, island, avoided)
 
     def _spots(self, w: int, states: list[HostState]) -> Iterator[Spot]:
         """Spots that differ in what they leave, tightest first."""

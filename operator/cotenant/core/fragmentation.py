@@ -6,13 +6,16 @@ the replica does not fit on the host. The measure is the mean over a mix of repl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from cotenant.core.board import Board, Spot
+from cotenant.core.problem import Fragmentation
 
 GROUPS = (2, 4, 8)
 """Sizes of tensor parallel groups that are counted."""
+
+TYPICAL = 40
+"""Workloads of the problem that a plan is judged by, those with most replicas."""
 
 FINENESS = 40
 """What is stranded counts in this part of a GPU; what is equal so far goes by the tightest fit (measured on openb:
@@ -22,18 +25,6 @@ State = tuple[int, int, int, tuple[int, ...]]
 """A host: kind, CPU and memory left, room of its GPUs sorted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fragmentation:
-    """What a plan leaves."""
-
-    free: int
-    """Bytes that are left on GPUs of ready hosts."""
-    stranded: int
-    """Bytes of those that a replica like those of this problem could not use, on average."""
-    groups: tuple[tuple[int, int], ...]
-    """(size, how many more groups of clean GPUs of one island there are)."""
-
-
 class Mix:
     """Kinds of replicas that are expected, each with its weight; judges hosts by what they could not take of it."""
 
@@ -41,14 +32,14 @@ class Mix:
         """`weights`: by workload of this board."""
         self.board = board
         self.total = max(1, sum(weights.values()))
-        kinds = 1 + max((h.kind for h in board.hosts), default=0)
+        kinds = len(board.kinds)
         self.by_share: list[dict[int, list[tuple[int, int, int, int]]]] = [{} for _ in range(kinds)]
         """By kind and share: (ranks, CPU, memory, weight)."""
         self.barred = [0] * kinds
         """By kind: weight of what may not go there at all."""
         for w, weight in sorted(weights.items()):
             for kind in range(kinds):
-                need = board.demand[w][kind] if kind < len(board.demand[w]) else None
+                need = board.demand[w][kind]
                 if need is None:
                     self.barred[kind] += weight
                 else:
@@ -92,6 +83,8 @@ def measure(board: Board) -> Fragmentation:
     weights: dict[int, int] = {}
     for w in board.owner:
         weights[w] = weights.get(w, 0) + 1
+    typical = sorted(weights, key=lambda w: (-weights[w], w))[:TYPICAL]
+    weights = {w: weights[w] for w in typical}
     mix = Mix(board, weights)
     free = stranded = 0
     groups = dict.fromkeys(GROUPS, 0)

@@ -33,7 +33,7 @@ class Index:
         if not built:
             return
         self.count = max(1, len(board.uuid))
-        kinds = 1 + max([h.kind for h in board.hosts], default=0)
+        kinds = max(1, len(board.kinds))
         self.least_cpu = min(board.cpu_need, default=0)
         self.least_memory = min(board.memory_need, default=0)
         self.usable = [self._is_usable(h) for h in range(len(board.hosts))]
@@ -180,7 +180,7 @@ class Index:
         board = self.board
         best, best_score = -1, 0
         for kind, need in enumerate(board.demand[w]):
-            if need is None or kind >= len(self.open):
+            if need is None:
                 continue
             pool = self.open[kind]
             for at in range(bisect_left(pool, need[0] * self.count), len(pool)):
@@ -197,7 +197,7 @@ class Index:
         board = self.board
         best: tuple[int, int, int, int] | None = None
         for kind, need in enumerate(board.demand[w]):
-            if need is None or kind >= len(self.open):
+            if need is None:
                 continue
             for number in self.classes_of[kind]:
                 _, price, memory, ranked = self.classes[number]
@@ -289,7 +289,7 @@ class _Domains:
         size = board.size[w]
         scored: list[tuple[Score, int, Signature]] = []
         for kind, need in enumerate(board.demand[w]):
-            if need is None or kind >= len(self.buckets):
+            if need is None:
                 continue
             memo = self.memo.setdefault((kind, need[0], size), {})
             for signature in self.buckets[kind]:

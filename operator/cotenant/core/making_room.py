@@ -64,12 +64,12 @@ class MakingRoom:
         return not self.protection(w, victim) and not self.board.fixed[victim]
 
     def protection(self, w: int, victim: int) -> str:
-        """What protects a running replica from `w`: '', `priority` or its namespace."""
+        """What protects a running replica from `w`: '', `priority` or `namespace`."""
         ours, theirs = self.board.workloads[w], self.board.workloads[self.board.owner[victim]]
         if theirs.priority > ours.priority or (theirs.priority == ours.priority and not self.problem.move_equals):
             return "priority"
         if theirs.namespace != ours.namespace and self.reach.get(ours.namespace, -(1 << 62)) < theirs.priority:
-            return theirs.namespace
+            return "namespace"
         return ""
 
     def _victims_exist(self, w: int) -> bool:

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from cotenant.core.board import Board
 from cotenant.core.bound import Bound, Relaxation
 from cotenant.core.exact import MAX_FREE, MAX_GPUS, Fitting
+from cotenant.core.fragmentation import measure
 from cotenant.core.making_room import MakingRoom
 from cotenant.core.pins import pin
 from cotenant.core.problem import (
     Bin,
     Change,
     Demand,
+    Fragmentation,
     Host,
     Key,
     Limit,
@@ -28,7 +30,7 @@ from cotenant.core.search import Effort, Search
 from cotenant.core.whynot import why_not
 
 __all__ = [
-    "Bin", "Change", "Demand", "Host", "Key", "Limit", "Placed", "Plan", "Problem", "Reason", "Running", "Unplaced",
+    "Bin", "Change", "Demand", "Fragmentation", "Host", "Key", "Limit", "Placed", "Plan", "Problem", "Reason", "Running", "Unplaced",
     "Workload", "pack",
 ]  # fmt: skip
 
@@ -126,4 +128,5 @@ def publish(board: Board, effort: Effort, disturbed: dict[int, int], bound: Boun
         bound=bound.cost if bound else None,
         bound_method=bound.method if bound else "",
         effort=effort.spent,
+        fragmentation=measure(board),
     )

@@ -49,6 +49,8 @@ def _may_stay(board: Board, w: int, spot: Spot) -> bool:
     host = board.host[spot[0]]
     if not board.ready[host] or board.need(w, host) is None or len(spot) != board.size[w]:
         return False
+    if w in board.avoid and board.avoid[w] & set(spot):
+        return False
     return not (board.workloads[w].same_island and board.splits_on(spot))
 
 

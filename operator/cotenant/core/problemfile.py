@@ -355,6 +355,13 @@ def answer(plan: Plan, file: ProblemFile) -> dict[str, object]:
         "bound": None
         if plan.bound is None
         else {"cost": _unscaled(plan.bound, file.cost_scale), "method": plan.bound_method},
+        "fragmentation": None
+        if plan.fragmentation is None
+        else {
+            "free": plan.fragmentation.free,
+            "stranded": plan.fragmentation.stranded,
+            "groups": {str(size): count for size, count in plan.fragmentation.groups},
+        },
     }  # fmt: skip
 
 

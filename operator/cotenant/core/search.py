@@ -16,6 +16,9 @@ Mark = tuple[tuple[tuple[int, int], ...], int, int, int, int, int]
 SMALL = 6000
 """Placements every plan may try, even without an improvement budget."""
 
+PATIENCE = 150
+"""Steps without success after the proven minimum is reached: islands may still be saved."""
+
 
 class Effort:
     """How much may still be tried: placements attempted, and whether the caller lets us go on."""
@@ -164,7 +167,8 @@ class Search:
         best = (now, self.spots())
         idle = 0
         while self.effort.spend(1):
-            if not now[0] and now[2] == 0 and now[3] <= floor:
+            at_floor = not now[0] and now[2] == 0 and now[3] <= floor
+            if at_floor and (now[4] <= 1 or idle > PATIENCE):
                 break
             taken = self._choose()
             saved = [(r, self.take(r)) for r in taken]

@@ -13,7 +13,7 @@ from cotenant.core.share import SCALE, gib
 
 CLOSENESS = (
     "Memory", "Overrun", "Island", "HostCPU", "HostMemory", "Tenants", "SpreadGPU", "SpreadNode", "TooFewGPUs",
-    "Refused", "NotReady", "NoNodes",
+    "Avoided", "Refused", "NotReady", "NoNodes",
 )  # fmt: skip
 """Limits, the nearest to a placement first: what a user can do least about comes last."""
 
@@ -80,7 +80,10 @@ def _miss(board: Board, w: int, host: int) -> Miss:
     away = [g for g in gpus if not (board.apart[w] and w in board.models[g])]
     if len(away) < size:
         return Miss("SpreadGPU", host, size, len(away))
-    seats = [g for g in away if len(board.tenants[g]) < board.max_tenants]
+    healthy = [g for g in away if g not in board.avoid.get(w, ())]
+    if len(healthy) < size:
+        return Miss("Avoided", host, size, len(healthy))
+    seats = [g for g in healthy if len(board.tenants[g]) < board.max_tenants]
     if len(seats) < size:
         return Miss("Tenants", host, board.max_tenants, len(seats))
     rooms = sorted((room_for(board, w, g) for g in seats), reverse=True)
@@ -136,6 +139,8 @@ def _text(board: Board, w: int, miss: Miss, changes: tuple[Change, ...]) -> str:
         text = "every node it fits on has a replica of it; use fewer replicas or spread: GPU"
     elif miss.code == "TooFewGPUs":
         text = f"needs {size} GPUs of one node; {host.name} has {miss.has}"
+    elif miss.code == "Avoided":
+        text = f"its engine failed on the GPUs of {host.name}, and no other node has {size} for it"
     elif miss.code == "Refused":
         refused = board.workloads[w].refused
         why = refused[host.kind] if host.kind < len(refused) else ""

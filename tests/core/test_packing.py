@@ -1,0 +1,310 @@
+"""The packer: what must hold for any cluster, checked from first principles, and the rules by name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cotenant.core.board import Board, order
+from cotenant.core.packing import Bin, Demand, Host, Plan, Problem, Running, Workload, pack
+from cotenant.core.problemfile import answer, read_problem
+from cotenant.core.share import GIB
+from cotenant.core.snapshot import Spread
+from tests.bench.random_clusters import cluster
+from tests.core.check_plan import check
+
+Data = dict[str, Any]
+SEEDS = range(100)
+
+
+def packed(data: Data, iterations: int = 0, moves: int = 99) -> tuple[Data, Plan]:
+    """The answer to a problem file."""
+    file = read_problem(data)
+    plan = pack(replace(file.problem, iterations=iterations, moves=moves))
+    return answer(plan, file), plan
+
+
+def hosts(count: int, gpus: int, gib: int = 80, island: int | None = 0) -> tuple[Host, ...]:
+    """Equal nodes n0, n1 and so on."""
+    return tuple(
+        Host(f"n{n}", 0, tuple(Bin(f"n{n}-{g}", gib * GIB, island=island) for g in range(gpus)), 1 << 40, 1 << 50)
+        for n in range(count)
+    )
+
+
+def workload(name: str, gib: int, replicas: int = 1, gpus: int = 1, **more: Any) -> Workload:
+    """One model of this share on every kind of host."""
+    return Workload(name, replicas, gpus, (Demand(gib * GIB, more.pop("overrun", 0)),), **more)
+
+
+def places(plan: Plan) -> dict[tuple[str, int], tuple[str, ...]]:
+    """Where everything is."""
+    return {(p.workload, p.replica): p.gpus for p in plan.placements}
+
+
+# ------------------------------------------------------------------------------------------------- for any cluster
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_answer_breaks_a_rule(seed: int) -> None:
+    data = cluster(seed)
+
+    found, _ = packed(data)
+
+    check(data, found)
+
+
+@pytest.mark.parametrize("seed", range(0, 150, 6))
+def test_improvement_breaks_no_rule_and_makes_nothing_worse(seed: int) -> None:
+    data = cluster(seed)
+
+    _, quick = packed(data)
+    found, better = packed(data, iterations=1500)
+
+    check(data, found)
+    assert order(better.key)[0] <= order(quick.key)[0]
+
+
+@pytest.mark.parametrize("seed", range(0, 150, 3))
+def test_the_order_of_lists_changes_nothing(seed: int) -> None:
+    data = cluster(seed)
+    turned = {**data, "nodes": data["nodes"][::-1], "models": data["models"][::-1], "running": data["running"][::-1]}
+
+    assert json.dumps(packed(data)[0]) == json.dumps(packed(turned)[0])
+
+
+@pytest.mark.parametrize("seed", range(0, 150, 10))
+def test_equal_seeds_give_equal_plans_byte_for_byte(seed: int) -> None:
+    data = cluster(seed)
+
+    assert json.dumps(packed(data, 800)[0]) == json.dumps(packed(data, 800)[0])
+
+
+@pytest.mark.parametrize("seed", range(0, 150, 3))
+def test_packing_what_is_packed_changes_nothing(seed: int) -> None:
+    data = cluster(seed)
+    first, plan = packed(data)
+    placed = {p.workload for p in plan.placements}
+    counts = {m: sum(p.workload == m for p in plan.placements) for m in placed}
+    again = {
+        **data,
+        "models": [{**m, "replicas": counts[m["name"]]} for m in data["models"] if m["name"] in placed],
+        "running": [{k: p[k] for k in ("model", "node", "gpus")} for p in first["placements"]],
+    }
+
+    found, second = packed(again)
+
+    check(again, found)
+    assert second.key.moves == 0
+    assert not second.unplaced
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 32))
+def test_sums_stay_true_while_replicas_come_and_go(seed: int) -> None:
+    problem = read_problem(cluster(seed, 8)).problem
+    board = Board(problem)
+    board.build_index()
+    before = (list(board.promise), list(board.real), list(board.cpu), board.key())
+
+    for r, w in enumerate(board.owner):
+        spot = board.index.spot(w)
+        if spot:
+            assert board.can_stand(w, spot)
+            board.place(r, spot)
+    for r, spot in enumerate(board.spot):
+        if spot:
+            board.remove(r)
+
+    assert (list(board.promise), list(board.real), list(board.cpu), board.key()) == before
+    assert board.lumps == 0
+
+
+# ------------------------------------------------------------------------------------------------------- fitting
+def test_two_halves_do_not_fit_on_one_gpu_and_the_reason_says_which_share_would() -> None:
+    models = tuple(workload(f"m{n:02d}", 40, overrun=3 * GIB, headroom=500) for n in range(16))
+
+    plan = pack(Problem(hosts(2, 4), models))
+
+    assert len(plan.placements) == 8
+    assert {u.reason.text for u in plan.unplaced} == {
+        "needs 40Gi on a GPU; n0 has the most, 34Gi; a share of 42.5% (34Gi) would fit"
+    }
+
+
+def test_a_group_that_fits_nowhere_names_the_node_that_comes_nearest() -> None:
+    pair = workload("pair", 40, gpus=2)
+    there = tuple(Running(f"m{n}", 0, f"n{n // 2}", (f"n{n // 2}-{n % 2}",)) for n in range(4))
+    sizes = (49, 60, 60, 60)
+
+    plan = pack(Problem(hosts(2, 2), (pair, *(workload(f"m{n}", s) for n, s in enumerate(sizes))), there))
+
+    assert plan.unplaced[0].reason.text.startswith("needs 40Gi on 2 GPUs of one node; n0 has the most, 20Gi on 2")
+
+
+def test_headroom_is_the_largest_ask_of_a_gpus_tenants() -> None:
+    models = (workload("plain", 40), workload("careful", 36, headroom=1000))
+
+    assert len(pack(Problem(hosts(1, 1), models)).placements) == 1
+    smaller = (workload("plain", 36), workload("careful", 36, headroom=1000))
+    assert len(pack(Problem(hosts(1, 1), smaller)).placements) == 2
+
+
+def test_overrun_is_paid_from_what_is_really_free() -> None:
+    fits = Problem(hosts(1, 1), (workload("a", 40, overrun=GIB), workload("b", 38, overrun=GIB)))
+    too_much = Problem(hosts(1, 1), (workload("a", 40, overrun=GIB), workload("b", 39, overrun=GIB)))
+
+    assert not pack(fits).unplaced
+    assert pack(too_much).unplaced[0].reason.code == "Overrun"
+
+
+@pytest.mark.parametrize(("spread", "placed"), [(Spread.NONE, 4), (Spread.GPU, 2), (Spread.NODE, 1)])
+def test_replicas_are_as_far_apart_as_asked(spread: Spread, placed: int) -> None:
+    plan = pack(Problem(hosts(1, 2), (workload("m", 10, replicas=4, spread=spread),)))
+
+    assert len(plan.placements) == placed
+
+
+def test_a_group_prefers_one_island_to_a_cheaper_split() -> None:
+    split = Host("a", 0, (Bin("a0", 80 * GIB, island=0), Bin("a1", 80 * GIB, island=1)), 1 << 40, 1 << 50, cost=1)
+    whole = Host("b", 0, (Bin("b0", 80 * GIB, island=0), Bin("b1", 80 * GIB, island=0)), 1 << 40, 1 << 50, cost=9)
+
+    plan = pack(Problem((split, whole), (workload("pair", 40, gpus=2),)))
+
+    assert plan.placements[0].host == "b"
+
+
+def test_a_gpu_with_a_stranger_costs_nothing_and_is_taken_first() -> None:
+    bins = (Bin("clean", 80 * GIB), Bin("shared", 80 * GIB, used=GIB))
+
+    plan = pack(Problem((Host("n", 0, bins, 1 << 40, 1 << 50),), (workload("m", 40),)))
+
+    assert plan.placements[0].gpus == ("shared",)
+    assert plan.key.cost == 0
+
+
+# ------------------------------------------------------------------------------------------------------- moving
+def test_what_runs_stays_even_where_another_place_would_be_better() -> None:
+    there = (Running("a", 0, "n0", ("n0-0",)), Running("b", 0, "n1", ("n1-0",)))
+
+    plan = pack(Problem(hosts(2, 1), (workload("a", 20), workload("b", 20)), there, moves=9, iterations=500))
+
+    assert places(plan) == {("a", 0): ("n0-0",), ("b", 0): ("n1-0",)}
+    assert plan.key.moves == 0
+
+
+def test_a_running_group_keeps_the_order_of_its_ranks() -> None:
+    there = (Running("pair", 0, "n0", ("n0-1", "n0-0")),)
+
+    assert pack(Problem(hosts(1, 2), (workload("pair", 20, gpus=2),), there)).placements[0].gpus == ("n0-1", "n0-0")
+
+
+def crowded(**more: Any) -> Problem:
+    """Two GPUs half full with `small`; `big` needs a whole one."""
+    there = (Running("s1", 0, "n0", ("n0-0",)), Running("s2", 0, "n1", ("n1-0",)))
+    big = workload("big", 80, priority=more.pop("priority", 1), namespace=more.pop("namespace", ""))
+    return Problem(hosts(2, 1), (big, workload("s1", 30), workload("s2", 30)), there, **more)
+
+
+def test_a_lower_priority_moves_aside_and_is_told_for_whom() -> None:
+    plan = pack(crowded(moves=3))
+
+    assert not plan.unplaced
+    assert plan.key.moves == 1
+    assert [p.moved_for for p in plan.placements if p.moved] == ["big"]
+
+
+@pytest.mark.parametrize("why", ["no moves allowed", "equal priority", "another namespace"])
+def test_nothing_moves_that_is_protected(why: str) -> None:
+    problem = {
+        "no moves allowed": crowded(moves=0),
+        "equal priority": crowded(moves=3, priority=0),
+        "another namespace": crowded(moves=3, namespace="others"),
+    }[why]
+
+    plan = pack(problem)
+
+    assert plan.key.moves == 0
+    assert [u.workload for u in plan.unplaced] == ["big"]
+
+
+def test_settings_let_equals_move_and_namespaces_displace() -> None:
+    assert not pack(crowded(moves=3, priority=0, move_equals=True)).unplaced
+    assert not pack(crowded(moves=3, namespace="others", displacing=(("others", 0),))).unplaced
+    assert pack(crowded(moves=3, namespace="others", displacing=(("others", -1),))).unplaced
+
+
+def test_a_lower_priority_is_displaced_where_there_is_no_other_place() -> None:
+    there = (Running("low", 0, "n0", ("n0-0",)),)
+
+    plan = pack(Problem(hosts(1, 1), (workload("low", 50), workload("high", 60, priority=5)), there, moves=1))
+
+    assert [p.workload for p in plan.placements] == ["high"]
+    assert plan.unplaced[0].reason.displaced_by == "high"
+    assert plan.unplaced[0].reason.text.startswith("high has a higher priority and took its place; ")
+
+
+def test_two_replicas_of_one_model_never_move_at_once() -> None:
+    there = tuple(Running("s", n, f"n{n}", (f"n{n}-0",)) for n in range(3))
+    big = workload("big", 80, replicas=2, priority=1)
+
+    plan = pack(Problem(hosts(3, 1), (big, workload("s", 26, replicas=3)), there, moves=9))
+
+    assert plan.key.moves == 1
+
+
+def test_what_starts_is_never_moved() -> None:
+    there = (Running("s1", 0, "n0", ("n0-0",), fixed=True), Running("s2", 0, "n1", ("n1-0",), fixed=True))
+    problem = replace(crowded(moves=3), running=there)
+
+    assert pack(problem).key.moves == 0
+
+
+def test_replicas_of_a_lost_node_go_elsewhere_and_count_as_moves() -> None:
+    lost, left = hosts(2, 1)
+    there = (Running("m", 0, "n0", ("n0-0",)),)
+
+    plan = pack(Problem((replace(lost, ready=False), left), (workload("m", 30),), there))
+
+    assert places(plan) == {("m", 0): ("n1-0",)}
+    assert plan.key.moves == 1
+
+
+def test_of_tenants_that_no_longer_fit_the_fewest_leave() -> None:
+    (host,) = hosts(1, 2)
+    strained = replace(host, bins=(replace(host.bins[0], used=30 * GIB), host.bins[1]))
+    there = tuple(Running(f"m{n}", 0, "n0", ("n0-0",)) for n in range(3))
+
+    plan = pack(Problem((strained,), (workload("m0", 10), workload("m1", 20), workload("m2", 30)), there))
+
+    assert [p.workload for p in plan.placements if p.moved] == ["m0"]
+
+
+def test_everything_fits_without_a_move_so_nothing_moves() -> None:
+    # best fit puts the 30 beside the 40 and then has no place for the 40: only the other way round everything fits
+    there = (Running("a", 0, "n0", ("n0-0",)), Running("b", 0, "n1", ("n1-0",)))
+    models = (workload("a", 40), workload("b", 45), workload("c", 35, priority=2), workload("d", 40, priority=1))
+
+    plan = pack(Problem(hosts(2, 1), models, there, moves=9))
+
+    assert not plan.unplaced
+    assert plan.key.moves == 0
+
+
+# ------------------------------------------------------------------------------------------------------- the rest
+def test_stopped_at_any_moment_the_plan_is_valid() -> None:
+    data = cluster(7)
+    file = read_problem(data)
+
+    for asked in (0, 1, 5, 50):
+        left = iter([True] * asked)
+        plan = pack(replace(file.problem, iterations=5000, moves=9), lambda left=left: next(left, False))
+        check(data, answer(plan, file))
+
+
+def test_no_nodes_and_no_models_are_answers() -> None:
+    assert pack(Problem((), ())).key.unplaced == ()
+    assert pack(Problem((), (workload("m", 1),))).unplaced[0].reason.code == "NoNodes"
