@@ -62,5 +62,5 @@ def world(lab: Lab) -> World:
     lab.kubectl("label", "namespace", MODELS, "pod-security.kubernetes.io/enforce=restricted")
     made = World(lab)
     made.until("the agent's report", lambda: len(made.gpus()) == len(lab.gpus))
-    lab.kubectl("rollout", "status", "-n", SYSTEM, "deploy/cotenant-controller", "--timeout=60s")
+    lab.kubectl("rollout", "status", "-n", SYSTEM, "deploy/cotenant-controller", "--timeout=180s")
     return made

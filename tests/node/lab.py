@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import urllib3
 
@@ -52,6 +52,9 @@ class Lab(Cluster):
     cgroup: str
     programs: Path = field(repr=False)
 
+    own_pids: ClassVar[bool] = True
+    """A PID namespace of its own: all of it ends with the lab. A real card's driver lists processes only outside of one."""
+
     @classmethod
     def start(cls, folder: Path, gpus: Sequence[Gpu], images: Sequence[Path] = ()) -> Self:
         """A fresh node `lab`, Ready, with these cards and images; its programs are built if they are missing."""
@@ -60,7 +63,7 @@ class Lab(Cluster):
         with ExitStack() as undo:
             processes = Processes(folder / "logs")
             undo.callback(processes.stop)
-            anchor = _enter_namespaces(processes, folder)
+            anchor = _enter_namespaces(processes, folder, cls.own_pids)
             cgroup = f"cotenant-node-{anchor}"
             port = folder / "port"
             relay: list[str | Path] = [sys.executable, HERE / "relay.py", str(anchor), config.API_ADDRESS, "443", port]
@@ -73,7 +76,7 @@ class Lab(Cluster):
             lab._write_files(authority)
             lab._run(_SETUP, folder=folder, address=config.NODE_ADDRESS, api=config.API_ADDRESS, cgroup=cgroup)
             lab._start_control_plane(authority)
-            lab._start("driver", [sys.executable, HERE / "driver.py", folder / "card"])
+            lab._start_cards()
             lab.start_daemon("containerd")
             for archive in (_basic_images(folder), *images):
                 lab.load(archive)
@@ -162,7 +165,8 @@ class Lab(Cluster):
     # ---------------------------------------------------------------------------------------------- what is inside it
     def enter(self, *command: str | Path) -> list[str]:
         """The command line that runs `command` in the lab's namespaces."""
-        return ["nsenter", "-t", str(self.anchor), "-m", "-n", "-p", "--", *map(str, command)]
+        namespaces = ["-m", "-n", "-p"] if self.own_pids else ["-m", "-n"]
+        return ["nsenter", "-t", str(self.anchor), *namespaces, "--", *map(str, command)]
 
     def load(self, archive: Path) -> None:
         """Import a container image archive."""
@@ -206,17 +210,25 @@ class Lab(Cluster):
         folder, port = self.directory, "443"
         for name in ("card", "cdi", "cni", "kubelet", "images", "logs/pods"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        cards = [{"uuid": g.uuid, "name": g.name, "total": g.total, "reserved": g.reserved} for g in self.gpus]
-        (folder / "card" / "gpus.json").write_text(str(cards).replace("'", '"'))
         self.set_gpus([gpu.uuid for gpu in self.gpus])
         (folder / "containerd.toml").write_text(config.containerd(folder, self.programs))
         (folder / "nvidia.toml").write_text(config.nvidia_runtime(folder))
         (folder / "kubelet.yaml").write_text(config.kubelet(folder, self.cgroup, authority.certificate))
         (folder / "cni" / "10-lab.conflist").write_text(config.network(folder))
+        self._write_cards()
+        _kubeconfig(folder, authority, "node", f"system:node:{NODE}", "system:nodes", port, config.API_ADDRESS)
+
+    def _write_cards(self) -> None:
+        """The CDI specifications, and here what stands in for a driver."""
+        folder = self.directory
+        cards = [{"uuid": g.uuid, "name": g.name, "total": g.total, "reserved": g.reserved} for g in self.gpus]
+        (folder / "card" / "gpus.json").write_text(str(cards).replace("'", '"'))
         (folder / "cdi" / "device-plugin.json").write_text(config.device_plugin_cdi(folder, self.gpus))
         (folder / "cdi" / "management.json").write_text(config.management_cdi(folder, self.gpus))
         nvml.build(folder)
-        _kubeconfig(folder, authority, "node", f"system:node:{NODE}", "system:nodes", port, config.API_ADDRESS)
+
+    def _start_cards(self) -> None:
+        self._start("driver", [sys.executable, HERE / "driver.py", self.directory / "card"])
 
     def _start_control_plane(self, authority: pki.Authority) -> None:
         folder = self.directory
@@ -325,10 +337,11 @@ fi
 """
 
 
-def _enter_namespaces(processes: Processes, folder: Path) -> int:
+def _enter_namespaces(processes: Processes, folder: Path, own_pids: bool) -> int:
     ready = folder / "anchored"
     ready.unlink(missing_ok=True)
-    namespaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    namespaces = ["unshare", "--mount", "--net", "--fork", "--kill-child"]
+    namespaces += ["--pid", "--mount-proc"] if own_pids else []
     parent = processes.start("anchor", [*namespaces, sys.executable, HERE / "anchor.py", ready])
     _wait("the namespaces", ready.exists, processes, "anchor")
     return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])

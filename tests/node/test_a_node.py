@@ -289,7 +289,7 @@ def test_after_a_reboot_all_come_back_one_after_the_other(world: World, sparrow:
     world.until("the node lost", lambda: not world.node_is_ready())
     world.lab.power_on()
     world.until("new pods", lambda: not set(uids(world.engines(sparrow)).values()) & set(before.values()))
-    world.await_ready(sparrow, seconds=120)
+    world.await_ready(sparrow)
 
     assert_in_turn(world, sparrow)
     assert_told_apart(world)
