@@ -147,7 +147,7 @@ def _packed(
 ) -> Places:
     question = asked(replicas, bins, told_apart, policy, memo)
     groups, places = question.groups, dict(question.refused)
-    plan = pack(question.problem)
+    plan = memo.of("plan", (), (question.problem,), partial(pack, question.problem))
     for placed in plan.placements:
         member, machine = groups[placed.workload][placed.replica], inventory.machines[placed.host]
         give = partial(_assigned, member, machine, placed.gpus, policy)
