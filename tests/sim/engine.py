@@ -51,7 +51,7 @@ class Timing:
 
 
 _SERIALS = 4
-_WORDS = {"unready", "die", "kill-worker", "cuda-oom", "oom-killed", "never-ready", "slow", "exit"}
+_WORDS = {"unready", "die", "kill-worker", "cuda-oom", "oom-killed", "never-ready", "slow", "exit", "says"}
 
 
 @dataclass(slots=True)
@@ -346,6 +346,11 @@ class Engine:
             self._plan = deque((now + (at - now) * factor, step) for at, step in self._plan)
         elif word == "exit":
             self._end(int(value or 1), "Completed" if value == "0" else "Error")
+        elif word == "says":
+            # ends with a text of the corpus of deaths, the way an engine in this state ends
+            code, _, text = value.partition(" ")
+            self.log = text.split("\n")
+            self._end(int(code), "Completed" if code == "0" else "Error", text[-2048:] if code != "0" else "")
         elif word == "cuda-oom":
             card = self.cards[0] if self.cards else None
             mine = card.processes[self.pids[0]].used if card and self.pids[0] in card.processes else 0

@@ -12,7 +12,7 @@ from cotenant.core.pod import HASH_VERSION, allocated_hash, model_wish
 from cotenant.core.replica import Assigned, NoPlace, Replica
 from cotenant.core.snapshot import Allocation, Pod, Policy
 
-BLOCKED_GRACE = 120.0
+BLOCKED_GRACE = 60.0
 """Seconds a pod may hang before its container starts (image, Secret, volume) until it gives up its turn at the GPU."""
 
 
