@@ -72,6 +72,12 @@ def test_a_flag_of_ours_is_named_in_any_spelling(argument: str) -> None:
     assert record.invalid.path == "spec.models[0].engine.extraArgs[1]"
 
 
+def test_settings_that_vllm_would_refuse_together_are_named() -> None:
+    record = parse(body({"engine": {"maxNumSeqs": 64, "maxNumBatchedTokens": 32}}))
+    assert record.invalid is not None
+    assert record.invalid.path == "spec.models[0].engine"
+
+
 def test_what_an_older_schema_let_through_is_invalid_not_a_crash() -> None:
     record = parse(body({"share": "lots"}))
     assert record.models == ()

@@ -112,9 +112,12 @@ def _model(index: int, model: ModelField) -> Model:
             raise InvalidSpec(f"{path}.{field}", str(error)) from error
 
     read("uri", model.uri, vllm.source)
-    for position, argument in enumerate(model.engine.extra_args):
-        if reason := vllmflags.owned_flag(argument):
+    for position in range(len(model.engine.extra_args)):
+        if reason := vllmflags.refuse_extra(model.engine.extra_args[: position + 1]):
             raise InvalidSpec(f"{path}.engine.extraArgs[{position}]", reason)
+    engine = _engine(model.engine)
+    if reason := vllm.contradiction(engine):
+        raise InvalidSpec(f"{path}.engine", reason)
     return Model(
         name=model.name,
         uri=model.uri,
@@ -130,7 +133,7 @@ def _model(index: int, model: ModelField) -> Model:
         tensor_parallel=model.tensor_parallel_size,
         spread=Spread(model.spread.value),
         priority=model.priority,
-        engine=_engine(model.engine),
+        engine=engine,
         cpu=read("resources.cpu", model.resources.cpu, parse_cpu),
         memory=read("resources.memory", model.resources.memory, parse_quantity),
         token_secret=model.token_secret,
