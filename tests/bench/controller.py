@@ -263,11 +263,11 @@ def _writes(found: dict[str, float]) -> float:
 async def _settled(address: str) -> float:
     """All writes, once none has come for two seconds."""
     last, since = -1.0, time.monotonic()
-    while time.monotonic() - since < 2:
+    while time.monotonic() - since < 3:
         now = _writes(await series(address))
         if now != last:
             last, since = now, time.monotonic()
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(1)
     return last
 
 

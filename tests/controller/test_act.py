@@ -224,7 +224,7 @@ async def test_equal_events_are_counted_and_not_repeated(world: World) -> None:
 async def test_what_waits_to_be_sent_is_taken_back_by_the_next_pass(world: World) -> None:
     wish = {**placement(), "metadata": {"name": "sparrow", "namespace": world.namespace}}
     world.cache.put(PLACEMENTS, await world.kube.create(wish))
-    await world.act.outbox.urgent(True)  # two workers remain: they are busy with the first two
+    await world.act.outbox.urgent(True)  # one worker remains
     statuses = [WriteStatus(world.namespace, "sparrow", {"summary": f"{n}/9"}) for n in range(3)]
 
     for status in statuses:

@@ -20,7 +20,7 @@ class Letter:
 
 
 class Outbox:
-    """Sends letters in order, so many at a time; only two at a time while pods are being made or ended."""
+    """Sends letters in order, so many at a time; only one at a time while pods are being made or ended."""
 
     def __init__(self, workers: int) -> None:
         self._waiting: dict[Hashable, Letter] = {}
@@ -75,7 +75,7 @@ class Outbox:
     async def _work(self, index: int) -> None:
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: (index < 2 or not self._urgent) and self._next() is not None)
+                await self._changed.wait_for(lambda: (index == 0 or not self._urgent) and self._next() is not None)
                 letter = self._next()
                 if letter is None:
                     continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from aiohttp import web
@@ -53,4 +54,5 @@ async def _answer(problem: str) -> web.Response:
 
 
 async def _metrics(_: web.Request) -> web.Response:
-    return web.Response(body=metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE_LATEST})
+    body = await asyncio.to_thread(metrics.render)  # 1,000 GPUs are 6,000 lines: half a second nothing else should wait
+    return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE_LATEST})
