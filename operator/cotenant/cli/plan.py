@@ -1,0 +1,250 @@
+"""`cotenant plan`: what the controller would do if these ModelPlacements were applied now. Nothing is written.
+
+The controller's own decision is made pass by pass on a copy of the cluster until nothing is left to do, every start
+going well. Without -f: what it would do with what is there. Exit status 0 when every replica asked for has its GPUs and
+nobody lost theirs, 2 when not, 1 when no plan could be made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cotenant.cli import cluster, placementfile, terminal
+from cotenant.cli.outlook import Fate, Outlook, Where, outlook
+from cotenant.cli.simulation import Course, Key, run
+from cotenant.core.share import gib
+from cotenant.errors import CotenantError
+
+STYLES = {"starts": "green", "moves": "yellow", "restarts": "yellow", "stops": "yellow", "none": "bold red"}
+
+
+def main(argv: list[str]) -> int:
+    """0, 1 or 2: see above."""
+    parser = argparse.ArgumentParser(
+        prog="cotenant plan", description=__doc__, epilog=cluster.RESOLUTION, formatter_class=argparse.RawTextHelpFormatter
+    )  # fmt: skip
+    add_files(parser)
+    cluster.add_arguments(parser)
+    parser.add_argument("--fast", action="store_true", help="leave out the proven minimum of GPUs")
+    terminal.add_output(parser)
+    options = parser.parse_args(argv)
+    try:
+        course, keys, notes = planned(options)
+        seen = outlook(course, bound=not options.fast)
+    except CotenantError as error:
+        print(f"cotenant plan: {error}", file=sys.stderr)
+        return 1
+    fates = _shown(seen, keys)
+    if options.output == "table":
+        show(terminal.console(), seen, fates, keys, notes)
+    else:
+        terminal.emit(_data(seen, fates, notes), options.output)
+    return 2 if _falls_short(seen, fates, keys) else 0
+
+
+def add_files(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """-f and -n."""
+    parser.add_argument(
+        "-f", "--filename", action="append", default=[], required=required, metavar="FILE",
+        help="a file or folder with ModelPlacements (- = stdin); may be repeated",
+    )  # fmt: skip
+    parser.add_argument("-n", "--namespace", help="for ModelPlacements that name none; default: the context's")
+
+
+def planned(options: argparse.Namespace) -> tuple[Course, frozenset[Key], tuple[str, ...]]:
+    """The course of things once these files were applied, and whose placements they are (all, without files)."""
+    wishes = placementfile.read(options.filename, cluster.namespace(options)) if options.filename else []
+    view = cluster.look(options, lambda seen: placementfile.applied(seen, wishes), configs=True)
+    course = run(view.snapshot)
+    mine = {(w.body["metadata"]["namespace"], w.body["metadata"]["name"]) for w in wishes}
+    keys = frozenset(mine or {placement.key for placement in course.after.placements})
+    return course, keys, (*view.notes, *course.notes)
+
+
+def _shown(seen: Outlook, keys: frozenset[Key]) -> list[Fate]:
+    """Those that were asked for, and others to which something happens."""
+    return [fate for fate in seen.fates if fate.key in keys or fate.verb not in ("stays", "none") or fate.before]
+
+
+def _falls_short(seen: Outlook, fates: list[Fate], keys: frozenset[Key]) -> bool:
+    lacking = any(fate.lacks and (fate.key in keys or fate.before is not None) for fate in fates)
+    return lacking or any(key in keys for key in seen.issues)
+
+
+# ------------------------------------------------------------------------------------------------------------- showing
+def show(console: Console, seen: Outlook, fates: list[Fate], keys: frozenset[Key], notes: tuple[str, ...]) -> None:
+    """The plan for people."""
+    mine = [fate for fate in fates if fate.key in keys]
+    others = [fate for fate in fates if fate.key not in keys and fate.verb != "stays"]
+    for note in notes:
+        console.print(f"note: {note}")
+    console.print(_summary(mine))
+    if mine:
+        console.print(_table(mine))
+    if others:
+        console.print("Other placements that this touches:")
+        console.print(_table(others))
+    for (reason, message, lacks), alike in _alike(fates).items():
+        sign, style = ("x", "bold red") if lacks else ("-", "")
+        console.print(Text(f"{sign} {', '.join(alike)}: {reason}: {message}", style=style), soft_wrap=True)
+    for key, message in seen.issues.items():
+        if key in keys:
+            console.print(Text(f"x {'/'.join(key)}: {message}", style="bold red"), soft_wrap=True)
+    _show_order(console, seen)
+    _show_estimates(console, seen, keys)
+    _show_quality(console, seen)
+
+
+def _alike(fates: list[Fate]) -> dict[tuple[str, str, bool], list[str]]:
+    """Names by what is said of them: replicas of one model mostly lack the same."""
+    found: dict[tuple[str, str, bool], list[str]] = {}
+    for fate in fates:
+        if fate.message and fate.verb != "starts":
+            found.setdefault((fate.reason, fate.message, fate.lacks), []).append(fate.name)
+    return found
+
+
+def _summary(mine: list[Fate]) -> str:
+    counts: dict[str, int] = {}
+    for fate in mine:
+        verb = "has no place" if fate.lacks else fate.verb
+        counts[verb] = counts.get(verb, 0) + 1
+    wanted = sum(fate.verb != "stops" for fate in mine)
+    placed = sum(fate.after is not None for fate in mine)
+    return f"{placed} of {wanted} replicas placed: " + (", ".join(f"{n} {v}" for v, n in counts.items()) or "none")
+
+
+def _table(fates: list[Fate]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("replica", "turn", "what", "node", "GPU", "share", "flag", "each GPU", "overrun"):
+        table.add_column(name, justify="right" if name in ("turn", "flag", "each GPU", "overrun") else "left")
+    for fate in fates:
+        place = fate.after or (fate.before if fate.verb == "stops" else None)
+        came = f"{fate.verb} from {_short(fate.before)}" if fate.verb == "moves" and fate.before else fate.verb
+        what = Text("no place" if fate.lacks else came, style=STYLES.get(fate.verb, ""))
+        cells: list[str] = ["-"] * 2 + [fate.share or "-"] + ["-"] * 3
+        if place:
+            given = place.allocation
+            cells = [
+                given.node,
+                _gpus(place),
+                fate.share or "-",
+                given.utilization,
+                gib(given.bytes),
+                gib(given.overrun),
+            ]
+        table.add_row(f"{fate.namespace}/{fate.name}", str(fate.turn or "-"), what, *cells)
+    return table
+
+
+def _gpus(place: Where) -> str:
+    return ",".join(map(str, place.gpus)) or "?"
+
+
+def _short(place: Where) -> str:
+    return f"{place.allocation.node}:{_gpus(place)}"
+
+
+def _show_order(console: Console, seen: Outlook) -> None:
+    if not seen.actions:
+        console.print("nothing to do")
+        return
+    turns: dict[int, dict[str, list[str]]] = {}
+    for action in seen.actions:
+        turns.setdefault(action.turn, {}).setdefault(action.verb, []).append(action.pod)
+    console.print("order (one start per GPU at a time; one turn's go together):")
+    for turn, verbs in turns.items():
+        parts = []
+        for verb, pods in verbs.items():
+            if verb == "hold":
+                parts.append(f"take {len(pods)} GPU{'s' * (len(pods) > 1)} from the device plugin")
+            elif verb == "prove":
+                parts.append(f"prove {len(pods)} node{'s' * (len(pods) > 1)}")
+            else:
+                parts.append(f"{verb} {', '.join(pods)}")
+        console.print(f"  {turn:>3}  {'; '.join(parts)}", soft_wrap=True)
+
+
+def _show_estimates(console: Console, seen: Outlook, keys: frozenset[Key]) -> None:
+    told = {k: e for k, e in seen.estimates.items() if tuple(k.split("/")[:2]) in keys}
+    if not told:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("estimate per GPU", "share", "weights", "activation", "graphs", "KV cache", "context"):
+        table.add_column(name, justify="left" if name.startswith("estimate") else "right")
+    for key, parts in told.items():
+        names = ("share", "weights", "activation", "cudaGraphs", "kvCache")
+        table.add_row(key, *(str(parts.get(name, "")) for name in names), f"{parts.get('context', 0):,}")
+    console.print(table)
+
+
+def _show_quality(console: Console, seen: Outlook) -> None:
+    found = seen.quality
+    least = f", proven minimum {found.minimum} ({found.method})" if found.minimum is not None else ""
+    console.print(f"GPUs in use: {found.in_use_before} -> {found.in_use} of {found.gpus}{least}")
+    if left := found.fragmentation:
+        part = f" ({100 * left.stranded / left.free:.0f}%)" if left.free else ""
+        groups = ", ".join(f"{count} of {size}" for size, count in left.groups)
+        console.print(
+            f"left: {gib(left.free)}; stranded for replicas like these: {gib(left.stranded)}{part}; "
+            f"room for more groups of clean GPUs: {groups}",
+            soft_wrap=True,
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+def _data(seen: Outlook, fates: list[Fate], notes: tuple[str, ...]) -> dict[str, Any]:
+    found = seen.quality
+    left = found.fragmentation
+    return {
+        "replicas": [_fate_data(fate) for fate in fates],
+        "issues": [{"placement": "/".join(key), "message": message} for key, message in seen.issues.items()],
+        "order": [
+            {"turn": a.turn, "do": a.verb, "pod": a.pod, "reason": a.reason, "message": a.message} for a in seen.actions
+        ],
+        "estimates": seen.estimates,
+        "gpus": {"all": found.gpus, "inUseBefore": found.in_use_before, "inUse": found.in_use}
+        | ({"minimum": found.minimum, "method": found.method} if found.minimum is not None else {}),
+        "left": {"bytes": left.free, "stranded": left.stranded, "groups": {str(s): n for s, n in left.groups}}
+        if left
+        else None,
+        "notes": list(notes),
+    }
+
+
+def _fate_data(fate: Fate) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "namespace": fate.namespace,
+        "placement": fate.placement,
+        "model": fate.model,
+        "replica": fate.index,
+        "what": "unplaced" if fate.lacks else fate.verb,
+        "turn": fate.turn,
+        "share": fate.share,
+    }
+    if fate.after:
+        out |= _place_data(fate.after)
+    if fate.before and fate.verb != "stays":
+        out["before"] = _place_data(fate.before)
+    if fate.message:
+        out |= {"reason": fate.reason, "message": fate.message}
+    return out
+
+
+def _place_data(place: Where) -> dict[str, Any]:
+    given = place.allocation
+    return {
+        "node": given.node,
+        "gpus": list(given.gpus),
+        "indices": list(place.gpus),
+        "utilization": given.utilization,
+        "bytes": given.bytes,
+        "overrun": given.overrun,
+    }
