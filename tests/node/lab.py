@@ -99,6 +99,7 @@ class Lab(Cluster):
     def stop(self) -> None:
         """End everything and remove what it left, the logs excepted."""
         self.api.close()
+        self.processes.kill("anchor")  # and the kernel ends everything in its PID namespace
         self.processes.stop()
         self._remove_cgroup()
         for name in ("containerd", "containerd-state", "etcd", "kubelet", "pki", "images", "ipam"):
