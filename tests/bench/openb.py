@@ -132,3 +132,37 @@ def _without_gpu(board: Board, placing: Online, pod: Pod) -> None:
         board.host_memory[host] -= pod.memory
         board.index.host_changed(host)
         placing.touch(host)
+
+
+def known_in_advance(trace: str, seed: int) -> float:
+    """GPU allocated, in percent, when all pods are known: the largest first, each where it strands least of them."""
+    arriving = arrivals(trace, seed)
+    asked, number = problem(arriving)
+    board = Board(asked)
+    pin(board)
+    weights: dict[int, int] = {}
+    for pod in arriving:
+        if pod.gpus:
+            weights[number[pod]] = weights.get(number[pod], 0) + 1
+    placing = Online(board, Mix(board, weights))
+    following = list(board.first)
+    hopeless: set[int] = set()
+    for pod in sorted((p for p in arriving if p.gpus), key=lambda p: (-p.demand, -p.cpu, number[p])):
+        w = number[pod]
+        spot = placing.spot(w) if w not in hopeless else ()
+        if not spot:
+            hopeless.add(w)
+            continue
+        board.place(following[w], spot)
+        following[w] += 1
+        placing.touch(board.host[spot[0]])
+    return allocated(board)
+
+
+def published() -> dict[tuple[str, str], float]:
+    """(trace, policy) -> GPU allocated, as published."""
+    with (DATA / "published_allocation.csv").open() as file:
+        return {
+            (row["workload"], row["policy"]): float(row["gpu_allocation_percent_at_130"])
+            for row in csv.DictReader(file)
+        }
