@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 
 # vLLM 0.33.0's flags as far as an operator or a user's extraArgs may name them (facts from its EngineArgs).
@@ -205,6 +206,7 @@ _length.__name__ = "human_readable_int_or_auto"
 _json.__name__ = "json.loads"
 
 
+@lru_cache(4096)
 def parse(words: tuple[str, ...]) -> Command:
     """The command of a container (command + args, `vllm serve` in front or baked in the image); BadArgumentsError as vLLM."""
     rest = list(words)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from tests.sim.engine import Engine, Exit
@@ -56,7 +57,8 @@ class SimPod:
     """(when, fault) still to come."""
     applied: str = ""
     """The fault annotation already acted on."""
-    sent: dict[str, Any] | None = None
+    sent: tuple[object, ...] | None = None
+    """What the last status written was made from."""
     removed: bool = False
     orphan: bool = False
     """Deleted by force while its node was cut off."""
@@ -98,6 +100,11 @@ class SimPod:
         """When anything happens to it next."""
         engine = self.engine.next_at if self.engine else math.inf
         return min(self.at, self.kill_at, self.deadline, engine, self.faults[0][0] if self.faults else math.inf)
+
+    @property
+    def face(self) -> tuple[object, ...]:
+        """All that its status depends on and that may change."""
+        return (self.stage, self.ready, self.blocked, self.ended, self.restarts, self.began)
 
     def status(self) -> dict[str, Any]:
         """The status a kubelet would write now (a strategic merge: conditions of others stay)."""
@@ -168,6 +175,11 @@ class SimPod:
 
 def rfc3339(unix: float) -> str:
     """As the API writes times."""
+    return _rfc3339(int(unix))
+
+
+@lru_cache(1024)
+def _rfc3339(unix: int) -> str:
     return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

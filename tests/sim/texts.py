@@ -6,6 +6,7 @@ Formats from vLLM 0.26.0 to 0.33.0 (gpu_worker.py, kv_cache_utils.py, mem_utils.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from tests.sim.argv import Command
 from tests.sim.products import GIB
@@ -20,6 +21,11 @@ def gib(amount: int) -> str:
 
 def stamp(unix: float) -> str:
     """The time of a log line."""
+    return _stamp(int(unix))
+
+
+@lru_cache(1024)
+def _stamp(unix: int) -> str:
     return datetime.fromtimestamp(unix, UTC).strftime("%m-%d %H:%M:%S")
 
 

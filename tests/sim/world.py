@@ -275,10 +275,9 @@ class World:
             return
         gone = pod.deleting and pod.stage is not Stage.RUNNING
         quiet = self.settings.fast and (gone or pod.stage is Stage.CREATING)
-        status = pod.status()
-        if not quiet and status != pod.sent:
-            pod.sent = status
-            self.outbox.append(WriteStatus(pod.key, pod.uid, status))
+        if not quiet and (face := pod.face) != pod.sent:
+            pod.sent = face
+            self.outbox.append(WriteStatus(pod.key, pod.uid, pod.status()))
         if gone:
             self.outbox.append(Remove(pod.key, pod.uid))
             pod.removed = True
