@@ -71,8 +71,8 @@ chart: ## copy crds/ into the chart
 bench: | $(UV) ## 1,000 models onto 1,000 GPUs: seconds, pods/s, writes
 	$(RUN) python -m tests.bench
 
-soak: | $(UV) ## the long tests
-	$(RUN) pytest -m soak tests/soak
+soak: | $(UV) ## 10,000 random histories of a cluster in memory against the core (HISTORIES=n, FIRST=seed)
+	$(RUN) python -m tests.soak --histories $(or $(HISTORIES),10000) --first $(or $(FIRST),0)
 
 chaos: | $(UV) ## a busy history with everything killed at random
 	$(RUN) python -m tests.chaos

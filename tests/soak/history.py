@@ -19,6 +19,9 @@ BEGIN = 1_790_000_000.0
 REST_PASSES = 900
 """Passes within which rest must be reached once nothing happens any more."""
 REST_SECONDS = 6 * 3600.0
+SMALL = ("10%", "15%", "20%", "25%", "30%", "10Gi", "18Gi")
+LARGE = ("25%", "30%", "45%", "60%", "70%", "90%", "40Gi")
+"""Shares of histories in which most fits, and of those in which much does not."""
 
 
 @dataclass(slots=True)
@@ -55,6 +58,7 @@ class History:
         self.store = Store()
         self.physics = Physics(self.store, Random(f"{seed}/physics"), BEGIN)
         self.tally = Tally()
+        self._shares = self.rng.choice((SMALL, SMALL, LARGE))
         for number in range(self.rng.randint(1, 3)):
             self._add_machine(f"n{number}")
         self.weather = Weather()
@@ -67,7 +71,7 @@ class History:
         return Controller(name, self.physics, self.policy, Random(f"{self.seed}/{name}"), self.tally)
 
     def _add_machine(self, name: str) -> None:
-        self.physics.add_machine(name, self.rng.choice((1, 2, 2, 4)), self.rng.choice(SIZES))
+        self.physics.add_machine(name, self.rng.choice((1, 2, 4)), self.rng.choice(SIZES))
 
     # ---------------------------------------------------------------------------------------------------------- running
     def run(self) -> Outcome:
@@ -202,7 +206,7 @@ class History:
     def model(self, number: int) -> dict[str, Any]:
         """A model as a user would write it."""
         rng = self.rng
-        share = rng.choice(("20%", "25%", "30%", "45%", "60%", "70%", "90%", "10Gi", "18Gi", "40Gi"))
+        share = rng.choice(self._shares)
         model: dict[str, Any] = {
             "name": f"m{number}",
             "uri": f"hf://org/m{number}@{rng.randint(1, 2)}",

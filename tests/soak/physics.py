@@ -12,7 +12,7 @@ from cotenant.core.share import GIB
 from tests.core.corpus import REFUSED, RUNS, STARTS, log
 from tests.soak.store import Body, Key, Store, stamp
 
-SIZES = (24 * GIB, 48 * GIB, 80 * GIB, 140 * GIB)
+SIZES = (24 * GIB, 80 * GIB, 96 * GIB, 140 * GIB)
 EVICT_AFTER = 300.0
 """Seconds a node is lost until Kubernetes asks its pods to leave."""
 NOTICE_AFTER = 40.0
