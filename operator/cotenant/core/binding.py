@@ -19,6 +19,9 @@ from cotenant.core.names import MANAGED_BY, MANAGED_BY_LABEL, NODE_LABEL, ROLE_L
 from cotenant.core.snapshot import Allocation, Device, Holder, Manifest, Node, Policy, Snapshot
 
 
+UNVERIFIED = "InjectionUnverified"
+
+
 @dataclass(frozen=True, slots=True)
 class Reservations:
     """What the binding wants done so that the plan's GPUs are ours."""
@@ -40,6 +43,9 @@ class Binding(Protocol):
 
     def pending(self, allocation: Allocation) -> str:
         """Why an engine may not start on these GPUs yet; '' = they are proven to be ours."""
+
+    def closed(self, node: str) -> str:
+        """Why nothing new may come to a node; '' = it may."""
 
     def conflict(self, uuid: str) -> str:
         """Who else has a GPU that our tenants are on; '' = nobody."""
@@ -90,6 +96,11 @@ class Pinned:
                 return self._why_not_held(device)
         return self._unproven(allocation.node)
 
+    def closed(self, node: str) -> str:
+        """A node whose proof has failed: unproven means unplaced."""
+        why = self._unproven(node)
+        return why if why.startswith(UNVERIFIED) else ""
+
     def conflict(self, uuid: str) -> str:
         """A GPU whose holder is gone and that another pod got."""
         device = self._inventory.devices.get(uuid)
@@ -111,9 +122,7 @@ class Pinned:
             if self._policy.reserve:
                 creates.extend(self._new_holders(self._nodes[node], uuids))
             creates.extend(self._new_proof(self._nodes[node], uuids))
-        if not self._policy.reserve:
-            return Reservations(tuple(creates))
-        idle, deletes, wake_at = self._shrink(wanted, ledger, now)
+        idle, deletes, wake_at = self._shrink(wanted, ledger, now) if self._policy.reserve else ((), [], None)
         wakes = [at for at in (wake_at, self._retry_at(now)) if at is not None]
         return Reservations(tuple(creates), (*deletes, *self._stale_proofs(now)), idle, min(wakes, default=None))
 
@@ -185,7 +194,7 @@ class Pinned:
         if proof is None or isinstance(proof.verdict, preflight.Running):
             return f"a preflight pod is proving that pods on {name} see exactly the GPU they are given"
         if isinstance(proof.verdict, preflight.Failed):
-            return f"InjectionUnverified: on {name} style {ground.style.value} does not give a pod exactly its GPU: {proof.verdict.reason}"
+            return f"{UNVERIFIED}: on {name} style {ground.style.value} does not give a pod exactly its GPU: {proof.verdict.reason}"
         return ""
 
     def _new_proof(self, node: Node, uuids: set[str]) -> list[Create]:

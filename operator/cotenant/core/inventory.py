@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cotenant.core.memo import Memo
@@ -101,3 +102,15 @@ def _why_closed(node: Node, report: GPUNode | None) -> str:
     if not report.ready:
         return f"the agent of {node.name} is not ready ({report.reason}): {report.message}"
     return ""
+
+
+def shut(found: Inventory, closed: Callable[[str], str]) -> Inventory:
+    """The same inventory with the machines closed that the binding will not give out."""
+    whys = {name: why for name, machine in found.machines.items() if not machine.closed and (why := closed(name))}
+    if not whys:
+        return found
+    machines = {
+        name: replace(machine, closed=whys[name]) if name in whys else machine
+        for name, machine in found.machines.items()
+    }
+    return replace(found, machines=machines)

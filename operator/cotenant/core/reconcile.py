@@ -11,7 +11,7 @@ from cotenant.core.decision import Apply, Create, Decision, Delete, GPUFigures
 from cotenant.core.demand import Demands, demand
 from cotenant.core.drift import Start, drift, outdated
 from cotenant.core.faults import Faults, PodsByName, faults, pods_of
-from cotenant.core.inventory import Inventory, inventory
+from cotenant.core.inventory import Inventory, inventory, shut
 from cotenant.core.issues import impossible
 from cotenant.core.ladder import held_until
 from cotenant.core.ledger import Account, accounts
