@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-NARROWEST, WITHOUT_TERMINAL = 80, 110
+WITHOUT_TERMINAL = 110
+"""Columns."""
 FORMS = ("table", "json", "yaml")
 
 
@@ -22,8 +23,8 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 def console() -> Console:
     """The terminal; where there is none (a pipe, a CI log), plain text of a fixed width, so that outputs can be compared."""
     if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(highlight=False, width=WITHOUT_TERMINAL, force_terminal=False, color_system=None)
+        return Console(highlight=False, markup=False)
+    return Console(highlight=False, markup=False, width=WITHOUT_TERMINAL, force_terminal=False, color_system=None)
 
 
 def emit(data: Any, form: str) -> None:

@@ -1,0 +1,122 @@
+"""Why a replica is where it is, and why another is nowhere: the packer's own board, asked again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cotenant.core.board import Board
+from cotenant.core.memo import Memo
+from cotenant.core.packing import pack
+from cotenant.core.pins import pin
+from cotenant.core.planning import first_question
+from cotenant.core.problem import Change, Limit, Problem
+from cotenant.core.reconcile import Considered, consider
+from cotenant.core.replica import Replica
+from cotenant.core.share import gib
+from cotenant.core.snapshot import Snapshot
+
+NAMED = 4
+"""Nodes that are named in a sentence."""
+
+
+class Ground:
+    """What a snapshot says of places; the packer is asked once, and only when somebody wants to know."""
+
+    def __init__(self, seen: Snapshot) -> None:
+        memo = Memo()
+        self.known: Considered = consider(seen, memo)
+        known = self.known
+        self._asked = first_question(
+            known.hopeful, known.machines, known.ledger, known.binding.unusable, known.binding.cost, seen.policy,
+            known.orphans, memo,
+        )  # fmt: skip
+        self._numbers = {
+            member.key: (workload, number)
+            for workload, members in self._asked.groups.items()
+            for number, member in enumerate(members)
+        }
+
+    def replica(self, key: str) -> Replica | None:
+        """A replica by `namespace/placement/model/index`."""
+        return next((replica for replica in self.known.replicas if replica.key == key), None)
+
+    def here(self, key: str) -> list[str]:
+        """Why a replica that has a place has this one."""
+        found, number = self.replica(key), self._numbers.get(key)
+        allocation = found.pod.allocation if found and found.pod else None
+        if allocation is None:
+            return []
+        beside = sorted(
+            {
+                f"{tenant.pod.placement}/{tenant.pod.model}-{tenant.pod.replica}"
+                for uuid in allocation.gpus
+                if uuid in self.known.ledger
+                for tenant in self.known.ledger[uuid].tenants
+                if found and found.pod and tenant.pod.uid != found.pod.uid
+            }
+        )
+        lines = [
+            "what runs stays: it is moved only when its node is lost, its share no longer fits, or a higher priority needs the room"
+        ]
+        if beside:
+            lines.append(f"shares with {', '.join(beside)}: no further GPU is used for it")
+        if number is not None:
+            lines.extend(self._alternatives(*number, allocation.node))
+        return lines
+
+    def _alternatives(self, workload: str, number: int, node: str) -> list[str]:
+        """Where else it would fit right now, were it not where it is."""
+        problem = self._asked.problem
+        gone = tuple(r for r in problem.running if (r.workload, r.replica) != (workload, number))
+        fits = [name for name in _fitting(replace(problem, running=gone), workload) if name != node]
+        others = len([host for host in problem.hosts if host.name != node])
+        if not others:
+            return ["there is no other managed node"]
+        names = ", ".join(fits[:NAMED]) + (f" and {len(fits) - NAMED} more" if len(fits) > NAMED else "")
+        return [f"of {others} other nodes {len(fits)} could take it now" + (f": {names}" if fits else "")]
+
+    def nowhere(self, key: str) -> list[str]:
+        """Why a replica without a place has none: per class of nodes what binds, and the smallest changes that would help."""
+        number = self._numbers.get(key)
+        if number is None:
+            return []
+        unplaced = {(u.workload, u.replica): u.reason for u in pack(self._asked.problem).unplaced}
+        reason = unplaced.get(number)
+        if reason is None:
+            return []
+        return [_limit(limit) for limit in reason.limits] + [_change(change) for change in reason.changes]
+
+
+def _fitting(problem: Problem, workload: str) -> list[str]:
+    """Hosts that could take one more replica of a workload as things stand."""
+    board = Board(problem)
+    pin(board)
+    w = next(at for at, known in enumerate(board.workloads) if known.key == workload)
+    found = []
+    for h, host in enumerate(board.hosts):
+        room = sum(board.fits(w, g) for g in board.host_gpus[h])
+        if room >= board.size[w] and board.host_fits(w, h):
+            found.append(host.name)
+    return found
+
+
+def _limit(limit: Limit) -> str:
+    what = f"{limit.hosts} node{'s' * (limit.hosts != 1)} with {limit.product or 'no GPU reported'}: {limit.code}"
+    if limit.code in ("Memory", "Overrun", "HostMemory"):
+        return f"{what}: needs {gib(limit.needs)}, {limit.nearest} has the most, {gib(limit.has)}"
+    if limit.code == "HostCPU":
+        return f"{what}: needs {limit.needs / 1000:g}, {limit.nearest} has {limit.has / 1000:g}"
+    return (
+        f"{what}: needs {limit.needs}, {limit.nearest} has {limit.has}" if limit.needs else f"{what} ({limit.nearest})"
+    )
+
+
+def _change(change: Change) -> str:
+    if change.code == "LessShare":
+        return f"would help: a share of {change.percent / 100:g}% ({gib(change.share)}), on {change.host}"
+    if change.code == "FewerGPUs":
+        return f"would help: tensorParallelSize {change.share}, on {change.host}"
+    if change.code == "Move":
+        consent = f", with the leave of {change.consent}" if change.consent else ""
+        return f"would help: {change.workload} {change.replica} elsewhere than {change.host}{consent}"
+    return f"would help: {change.code} {change.host}".rstrip()
