@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
+from cotenant.core.share import parse_quantity
 from tests.sim.models import ModelSpec
 from tests.sim.settings import Settings
 from tests.sim.shell import Shell
-from tests.sim.world import parse_bytes
 
 
 def main() -> int:
@@ -72,7 +72,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 def _model(spec: dict[str, Any]) -> ModelSpec:
     told: dict[str, Any] = dict(spec)
     for key in {"weights", "kv_per_token"} & set(told):
-        told[key] = parse_bytes(str(told[key]))
+        told[key] = parse_quantity(str(told[key]))
     return ModelSpec(**told)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cotenant.core.share import parse_quantity
 from tests.sim import mishaps
 from tests.sim.node import SimNode
 from tests.sim.settings import ANNOTATION
-from tests.sim.world import World, parse_bytes
+from tests.sim.world import World
 
 
 def changed(world: World, name: str, before: Mapping[str, str], after: Mapping[str, str], now: float) -> str | None:
@@ -47,7 +48,7 @@ def _strangers(world: World, name: str, before: set[str], after: set[str]) -> No
     for entry in sorted(after - before):
         amount, _, where = entry.partition("@")
         _, _, command = where.partition(":")
-        pid = mishaps.stranger(world, name, _index(entry, machine), parse_bytes(amount), command or "python")
+        pid = mishaps.stranger(world, name, _index(entry, machine), parse_quantity(amount), command or "python")
         machine.strangers.setdefault(entry, []).append(pid)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.sim import containers
 from tests.sim.engine import Exit
 from tests.sim.pod import Stage
 from tests.sim.world import World
@@ -74,9 +75,9 @@ def reboot(world: World, node: str, now: float) -> None:
             pod.engine.kill(reason="Unknown")
             pod.engine.exit = Exit(255, "Unknown")
             pod.engine.leaked.clear()
-            world.container_ended(pod, now)
+            containers.ended(world, pod, now)
         else:
-            world.finish(pod, Exit(255, "Unknown"), now)
+            containers.finish(world, pod, Exit(255, "Unknown"), now)
     for card in machine.cards:
         card.processes.clear()
     machine.strangers.clear()

@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import heapq
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from random import Random
+from dataclasses import dataclass
 from typing import Any
 
-from tests.sim import argv, injection
-from tests.sim.audit import Audit, End
+from cotenant.core.share import parse_quantity
+from tests.sim import containers
+from tests.sim.audit import Audit
 from tests.sim.card import Card, OutOfDeviceMemoryError, Process
-from tests.sim.engine import Engine, Exit, Timing
-from tests.sim.models import lookup
+from tests.sim.engine import Engine, Exit
 from tests.sim.node import SimNode
-from tests.sim.pod import ROLE, Key, SimPod, Stage, message_of
-from tests.sim.rules import check_start
+from tests.sim.pod import ROLE, Key, SimPod, Stage
 from tests.sim.settings import ANNOTATION, Settings, image_problem
-
-_VERSION = re.compile(r":v?(\d+\.\d+\.\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +58,8 @@ class World:
         self._replicas: dict[tuple[str, ...], set[Key]] = {}
         self._due: list[tuple[float, int, Key, str]] = []
         self._count = 0
-        self._starts: dict[Key, int] = {}
-        self._pid = 4000
+        self.starts: dict[Key, int] = {}
+        self.pid = 4000
 
     # ----------------------------------------------------------------------------------------------------------- nodes
     def add_node(self, node: SimNode) -> None:
@@ -135,17 +130,17 @@ class World:
         node = self.nodes[pod.node]
         status = pod.manifest.get("status") or {}
         if status.get("phase") in ("Succeeded", "Failed"):
-            self._give_back(pod)
+            self.give_back(pod)
             return
         if status.get("phase") != "Running" or pod.stage is Stage.RUNNING:
             return
         pod.stage = Stage.RUNNING
-        devices = node.allocate(pod.name, _gpus_requested(pod.spec)) or ()
+        devices = node.allocate(pod.name, containers.gpus_requested(pod.spec)) or ()
         uses = (pod.manifest["metadata"].get("annotations") or {}).get(f"{ANNOTATION}uses")
         for uuid in devices if uses else ():
             card = node.card(uuid)
             if card and uses:
-                self.occupy(card, parse_bytes(uses), "python", pod.name)
+                self.occupy(card, parse_quantity(uses), "python", pod.name)
         if devices:
             self.dirty.add(node.name)
 
@@ -177,12 +172,12 @@ class World:
         if pod.engine and pod.engine.exit is None:
             # Deleted with grace 0 by somebody: the kubelet kills what still runs.
             pod.engine.kill()
-            self.container_ended(pod, now)
-        self._give_back(pod)
+            containers.ended(self, pod, now)
+        self.give_back(pod)
         pod.removed = True
         self._unlist(pod)
 
-    def _give_back(self, pod: SimPod) -> None:
+    def give_back(self, pod: SimPod) -> None:
         node = self.nodes.get(pod.node)
         if node is None:
             return
@@ -241,7 +236,7 @@ class World:
             self._inject(pod, pod.faults.pop(0)[1], now)
         if pod.at <= now:
             pod.at = math.inf
-            self._container(pod, now)
+            containers.make(self, pod, now)
         if pod.engine:
             pod.engine.advance(now)
             if pod.deadline <= now:
@@ -259,7 +254,7 @@ class World:
             for card in pod.engine.cards:
                 self.audit.saw(card.uuid, card.used)
             if pod.engine.exit and pod.stage is not Stage.ENDED:
-                self.container_ended(pod, now)
+                containers.ended(self, pod, now)
 
     def settle(self, pod: SimPod, now: float) -> None:
         """Say what changed, and come back when something is due."""
@@ -281,103 +276,9 @@ class World:
         if gone:
             self.outbox.append(Remove(pod.key, pod.uid))
             pod.removed = True
-            self._give_back(pod)
+            self.give_back(pod)
 
-    # ------------------------------------------------------------------------------------------------------ containers
-    def _container(self, pod: SimPod, now: float) -> None:
-        """The runtime makes the container, or the pod leaves before."""
-        node = self.nodes[pod.node]
-        if pod.deleting:
-            self.finish(pod, Exit(0, "Completed"), now)
-            return
-        if node.lost:
-            pod.at = now + 1.0
-            return
-        if pod.stage is Stage.RUNNING:  # a preflight is through
-            self.finish(pod, Exit(0, "Completed", pod.output), now)
-            return
-        if (wanted := _gpus_requested(pod.spec)) and node.allocate(pod.name, wanted) is None:
-            free = len(node.uuids) - len(node.devices)
-            self.finish(pod, Exit(1, "UnexpectedAdmissionError", "Allocate failed due to requested number of devices unavailable "
-                                   f"for nvidia.com/gpu. Requested: {wanted}, Available: {free}, which is unexpected"), now)  # fmt: skip
-            return
-        pod.began = self.unix(now)
-        self.dirty.add(node.name)
-        if pod.role == "holder":
-            for uuid in [uuid for uuid, owner in node.devices.items() if owner == pod.name]:
-                node.holders[uuid] = pod.key[1]
-            pod.stage = Stage.RUNNING
-            pod.set_ready(True, self.unix(now))
-            return
-        try:
-            uuids = injection.visible(pod.manifest, node.style, node.uuids)
-        except injection.StartError as error:
-            self.finish(pod, Exit(128, "StartError", str(error)), now)
-            return
-        pod.stage = Stage.RUNNING
-        if pod.role == "preflight":
-            pod.output = "".join(f"{uuid}\n" for uuid in uuids)
-            pod.at = now + min(1.0, self.settings.create_seconds)
-            return
-        self._start(pod, node, tuple(card for uuid in uuids if (card := node.card(uuid))), now)
-
-    def _start(self, pod: SimPod, node: SimNode, cards: tuple[Card, ...], now: float) -> None:
-        settings, container = self.settings, pod.spec["containers"][0]
-        nth = self._starts[pod.key] = self._starts.get(pod.key, 0) + 1
-        self.audit.starts[pod.name] += 1
-        chance = Random(f"{settings.seed}/{pod.name}/{nth}")
-        words = (*(container.get("command") or ()), *(container.get("args") or ()))
-        try:
-            command = argv.parse(tuple(str(word) for word in words))
-        except argv.BadArgumentsError as error:
-            pod.output = str(error) + "\n"
-            self.finish(
-                pod, Exit(2, "Error", message_of(pod.output, container.get("terminationMessagePolicy", ""), 2)), now
-            )
-            return
-        spec = lookup((command.model, command.served_name), settings.models)
-        if settings.overrun and spec.overrun is None:
-            spec = replace(spec, overrun=settings.overrun)
-        load = spec.load_seconds if spec.load_seconds is not None else chance.uniform(*settings.load_seconds)
-        image = _VERSION.search(container.get("image", ""))
-        self._pid += 10
-        pod.engine = Engine(
-            pod.name, command, spec, cards, tuple(range(self._pid, self._pid + max(1, command.tensor_parallel))),
-            Timing(max(load, 1e-6), settings.creep_seconds), chance, self.unix, image[1] if image else settings.version,
-            over_used=self._over_used,
-        )  # fmt: skip
-        self._pid += command.tensor_parallel
-        check_start(self.audit, node, pod, self.on(node.name), now, need_holders=settings.need_holders)
-        pod.engine.start(now)
-        pod.deadline = now + _startup_deadline(container)
-        for rule in settings.rules:
-            if rule.times > 0 and _like(pod.name, rule.pattern):
-                rule.times -= 1
-                pod.faults = sorted([*pod.faults, (now + rule.after, rule.fault)])
-
-    def finish(self, pod: SimPod, how: Exit, now: float) -> None:
-        pod.stage, pod.ended, pod.finished = Stage.ENDED, how, self.unix(now)
-        pod.at = pod.kill_at = pod.deadline = math.inf
-        pod.set_ready(False, self.unix(now))
-        pod.faults.clear()
-        self._give_back(pod)
-        self.dirty.add(pod.node)
-        if pod.role == "engine":
-            self.audit.exits[f"{how.code} {how.reason}"] += 1
-            cause = next((line for line in (pod.engine.log if pod.engine else ()) if "Error: " in line), "")
-            self.audit.ends.append(End(now, pod.name, how.code, how.reason, cause, pod.deleting))
-
-    def container_ended(self, pod: SimPod, now: float) -> None:
-        """The engine's process is gone: what the kubelet keeps of it."""
-        assert pod.engine is not None
-        assert pod.engine.exit is not None
-        how = pod.engine.exit
-        policy = pod.spec["containers"][0].get("terminationMessagePolicy", "")
-        self.finish(pod, Exit(how.code, how.reason, message_of(pod.log(), policy, how.code)), now)
-        for card, amount in pod.engine.leaked:
-            self.occupy(card, amount, "VLLM::EngineCore", "")
-
-    def _over_used(self, card: Card, engine: Engine) -> None:
+    def over_used(self, card: Card, engine: Engine) -> None:
         strangers = any(not process.tenant for process in card.processes.values())
         self.audit.broken(
             self.now,
@@ -392,10 +293,10 @@ class World:
         word, _, value = fault.partition("=")
         if pod.engine is None:
             if word == "exit" and pod.stage is Stage.RUNNING:
-                self.finish(pod, Exit(int(value or 1), "Error" if value != "0" else "Completed"), now)
+                containers.finish(self, pod, Exit(int(value or 1), "Error" if value != "0" else "Completed"), now)
             return
         if word == "leak":
-            pod.engine.leak = parse_bytes(value or "2Gi")
+            pod.engine.leak = parse_quantity(value or "2Gi")
         else:
             pod.engine.inject(fault, now)
 
@@ -406,40 +307,15 @@ class World:
         self.settle(pod, now)
 
     def occupy(self, card: Card, amount: int, command: str, pod: str) -> int:
-        self._pid += 1
-        card.open(Process(self._pid, command, pod=pod))
+        self.pid += 1
+        card.open(Process(self.pid, command, pod=pod))
         try:
-            card.take(self._pid, amount)
+            card.take(self.pid, amount)
         except OutOfDeviceMemoryError:
-            card.take(self._pid, max(0, card.free))
-        return self._pid
-
-
-def _gpus_requested(spec: Any) -> int:
-    return sum(int((c.get("resources") or {}).get("limits", {}).get("nvidia.com/gpu", 0)) for c in spec["containers"])
+            card.take(self.pid, max(0, card.free))
+        return self.pid
 
 
 def _sends_term_first(spec: Any) -> bool:
     hook = (spec["containers"][0].get("lifecycle") or {}).get("preStop", {}).get("exec", {}).get("command") or ()
     return "TERM" in " ".join(hook)
-
-
-def _startup_deadline(container: Any) -> float:
-    probe = container.get("startupProbe")
-    if not probe:
-        return math.inf
-    return float(
-        probe.get("initialDelaySeconds", 0) + probe.get("failureThreshold", 3) * probe.get("periodSeconds", 10)
-    )
-
-
-def _like(name: str, pattern: str) -> bool:
-    return re.fullmatch(pattern.replace("*", ".*"), name) is not None
-
-
-def parse_bytes(text: str) -> int:
-    """`20Gi`, `512Mi` or plain bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti)?", text)
-    if not found:
-        raise ValueError(f'"{text}" is not a number of bytes such as 20Gi')
-    return int(float(found[1]) * {None: 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}[found[2]])
