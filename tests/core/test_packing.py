@@ -231,6 +231,17 @@ def test_nothing_moves_that_is_protected(why: str) -> None:
     assert [u.workload for u in plan.unplaced] == ["big"]
 
 
+def test_an_unplaced_replica_is_told_which_move_would_place_it_and_whose_leave_that_takes() -> None:
+    for problem, consent in (
+        (crowded(moves=0), "moves"),
+        (crowded(moves=3, priority=0), "priority"),
+        (crowded(moves=3, namespace="others"), "namespace"),
+    ):
+        change = pack(problem).unplaced[0].reason.changes[-1]
+
+        assert (change.code, change.workload, change.consent) == ("Move", "s1", consent)
+
+
 def test_settings_let_equals_move_and_namespaces_displace() -> None:
     assert not pack(crowded(moves=3, priority=0, move_equals=True)).unplaced
     assert not pack(crowded(moves=3, namespace="others", displacing=(("others", 0),))).unplaced

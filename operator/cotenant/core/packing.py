@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cotenant.core.board import Board
 from cotenant.core.bound import Bound, Relaxation
+from cotenant.core.consent import one_move, other_product
 from cotenant.core.exact import MAX_FREE, MAX_GPUS, Fitting
 from cotenant.core.fragmentation import measure
 from cotenant.core.making_room import MakingRoom
@@ -38,6 +39,9 @@ EXACT_NODES = 3000
 """Nodes of the proof that everything fits without a move, about a second at the most."""
 REPAIR_STEPS = 1500
 """Placements tried to place more without a move where the proof is out of reach."""
+
+MAX_ADVISED = 20
+"""Unplaced workloads for which a move is looked for; the others are told what binds."""
 
 
 def pack(problem: Problem, keep_going: Callable[[], bool] | None = None) -> Plan:
@@ -100,6 +104,11 @@ def place_without_moves(search: Search) -> None:
         search.repair(REPAIR_STEPS)
 
 
+def changes_for(board: Board, rules: MakingRoom, w: int) -> tuple[Change, ...]:
+    """What besides a smaller share would place a replica of this workload."""
+    return tuple(change for change in (one_move(board, rules, w), other_product(board, w)) if change)
+
+
 def publish(board: Board, effort: Effort, disturbed: dict[int, int], bound: Bound | None) -> Plan:
     """What the board shows, as a plan."""
     placed = []
@@ -115,11 +124,13 @@ def publish(board: Board, effort: Effort, disturbed: dict[int, int], bound: Boun
             )
     unplaced = []
     reasons: dict[tuple[int, str], Reason] = {}
+    rules = MakingRoom(Search(board, [], Effort(0), 0))
     for r in board.unplaced():
         w = board.owner[r]
         displaced_by = board.workloads[disturbed[r]].key if r in disturbed else ""
         if (w, displaced_by) not in reasons:
-            reasons[w, displaced_by] = why_not(board, r, displaced_by)
+            others = changes_for(board, rules, w) if len(reasons) < MAX_ADVISED else ()
+            reasons[w, displaced_by] = why_not(board, r, displaced_by, others)
         unplaced.append(Unplaced(board.workloads[w].key, board.number[r], reasons[w, displaced_by]))
     return Plan(
         tuple(placed),

@@ -17,6 +17,13 @@ CLOSENESS = (
 )  # fmt: skip
 """Limits, the nearest to a placement first: what a user can do least about comes last."""
 
+_LEAVE = {
+    "": "",
+    "moves": ": raise the number of moves a plan may make",
+    "priority": ", whose priority is not lower: its owner must agree, or this one's priority be raised",
+    "namespace": ", which is of another namespace: its owner must agree",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Miss:
@@ -33,8 +40,8 @@ class Miss:
         return (CLOSENESS.index(self.code), -self.has, self.host)
 
 
-def why_not(board: Board, r: int, displaced_by: str = "") -> Reason:
-    """Why this replica goes nowhere on the board as it stands."""
+def why_not(board: Board, r: int, displaced_by: str = "", others: tuple[Change, ...] = ()) -> Reason:
+    """Why this replica goes nowhere on the board as it stands; `others`: changes found that would place it."""
     w = board.owner[r]
     misses = [_miss(board, w, h) for h in range(len(board.hosts))]
     if not misses:
@@ -50,7 +57,7 @@ def why_not(board: Board, r: int, displaced_by: str = "") -> Reason:
         for m, count in ranked
     )
     nearest = ranked[0][0]
-    changes = tuple(_changes(board, nearest))
+    changes = (*_changes(board, nearest), *others)
     text = _text(board, w, nearest, changes)
     if displaced_by:
         text = f"{displaced_by} has a higher priority and took its place; {text}"
@@ -152,6 +159,10 @@ def _text(board: Board, w: int, miss: Miss, changes: tuple[Change, ...]) -> str:
             text += f"; a share of {_percent(change.percent)} ({gib(change.share)}) would fit"
         elif change.code == "FewerGPUs":
             text += f"; tensorParallelSize {change.share} would fit there if its share does"
+        elif change.code == "Move":
+            text += f"; it would fit if {change.workload} (replica {change.replica}) left {change.host}{_LEAVE[change.consent]}"
+        elif change.code == "OtherProduct":
+            text += f"; {change.host} has room, but its products or selector do not allow it there"
     return text
 
 
