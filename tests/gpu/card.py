@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--parts", type=Path, required=True, help="holds chart.yaml and python-layer.tar")
     parser.add_argument("--site", type=Path, default=Path("/nowhere"), help="the folder that holds vLLM")
     parser.add_argument("--seconds", type=float, default=540, help="after so many no further round or step is begun")
+    parser.add_argument("--programs", type=Path, help="the folder with kubelet, containerd and the like; built if not given")
     parser.add_argument("--stand-in", action="store_true", help="without a GPU")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def _start(folder: Path, options: argparse.Namespace) -> Lab:
         return Lab.start(folder, cards, [images.archive(folder)])
     card_lab.CardLab.site = options.site
     archive = card_lab.archive(folder / "made", options.parts / "python-layer.tar")
-    return card_lab.CardLab.start(folder, card_lab.cards(), [archive])
+    return card_lab.CardLab.start(folder, card_lab.cards(), [archive], options.programs)
 
 
 def _install(bench: Bench, chart: Path) -> None:

@@ -10,8 +10,6 @@ xz -T0 -6 -c "$tools/kube" >"$out/k/kube.xz"
 cp -L "$tools"/{containerd,containerd-shim-runc-v2,ctr,nvidia-container-runtime,nvidia-ctk} "$(command -v runc)" "$(command -v busybox)" "$work/node"
 cp -L /lib/*/libseccomp.so.2 "$work/node"; cp "$cni"/{ptp,host-local,loopback} "$work/node/cni"
 tar -C "$work/node" -c . | xz -T0 -6 >"$out/k/node.tar.xz"
-# the programs' folder must have the name under which tests/cluster/build.py looks for it
-basename "$tools" >"$out/p/tools"
 git rev-parse HEAD >"$out/p/commit"
 git archive HEAD operator tests charts pyproject.toml | xz -T0 -6 >"$out/p/src.tar.xz"
 uv run python -m tests.gpu.render_chart >"$out/p/chart.yaml"

@@ -56,9 +56,11 @@ class Lab(Cluster):
     """A PID namespace of its own: all of it ends with the lab. A real card's driver lists processes only outside of one."""
 
     @classmethod
-    def start(cls, folder: Path, gpus: Sequence[Gpu], images: Sequence[Path] = ()) -> Self:
-        """A fresh node `lab`, Ready, with these cards and images; its programs are built if they are missing."""
-        programs = build.node_tools()
+    def start(
+        cls, folder: Path, gpus: Sequence[Gpu], images: Sequence[Path] = (), programs: Path | None = None
+    ) -> Self:
+        """A fresh node `lab`, Ready, with these cards and images; its programs are built unless a folder is given."""
+        programs = programs or build.node_tools()
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as undo:
             processes = Processes(folder / "logs")
