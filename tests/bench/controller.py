@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,14 +154,12 @@ async def clear(kube: Kube, *, also_placements: bool) -> None:
         )
 
     async def end(name: str) -> None:
-        try:
+        with suppress(NotFound):
             await kube.delete("v1", "Pod", name, "default", grace_seconds=0)
-        except NotFound:
-            pass
 
     await at_once(end(p["metadata"]["name"]) for p in await kube.list("v1", "Pod", "default"))
     await wait_for(kube, 0, 120)
-    while also_placements and await kube.list("v1", "Service", "default", OURS):
+    while also_placements and await kube.list("v1", "Service", "default", OURS):  # noqa: ASYNC110 - another's work
         await asyncio.sleep(0.5)
 
 

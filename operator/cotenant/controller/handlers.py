@@ -146,7 +146,7 @@ class Doorbell:
         finally:
             if not self._stop.is_set():
                 log.error("nobody watches the cluster any more")
-            self._loop.call_soon_threadsafe(self._ring)
+                self._loop.call_soon_threadsafe(self._ring)
 
 
 async def _as_coroutine(login: Login) -> Connection:

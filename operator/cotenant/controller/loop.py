@@ -101,6 +101,8 @@ class Loop:
             self.ring()
             while True:
                 await self._bell.wait()
+                if not self._doorbell.is_alive:
+                    raise ClusterError("nobody watches the cluster any more; see the log for why")
                 await self._pass()
         finally:
             for task in beside:
@@ -109,6 +111,7 @@ class Loop:
             await self._evidence.stop()
             await self._configs.stop()
             await self.act.stop()
+            await self._doorbell.ended(2.0)
 
     # ------------------------------------------------------------------------------------------------------ observing
     async def _first_look(self) -> None:

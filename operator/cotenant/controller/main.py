@@ -67,11 +67,13 @@ async def run(settings: Settings) -> int:
         life = asyncio.create_task(_lead(loop, election))
         await asyncio.wait([life, asyncio.create_task(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
         broken = life.done()
-        if broken:
-            log.error("ending: the loop ended by itself")
         life.cancel()
-        with contextlib.suppress(asyncio.CancelledError, TimeoutError):
+        try:
             await asyncio.wait_for(life, LAST_SECONDS)
+        except (asyncio.CancelledError, TimeoutError):
+            pass
+        except Exception as e:
+            log.error("ending: %s", e, exc_info=not isinstance(e, ClusterError))
         if election:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(election.release(), LAST_SECONDS)
