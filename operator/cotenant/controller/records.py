@@ -233,6 +233,8 @@ def holder(body: Body) -> Holder:
         deleting="deletionTimestamp" in metadata,
         blocked=why or _blocked(status, conditions)[1],
         uid=metadata.get("uid", ""),
+        ended=phase in ("Succeeded", "Failed"),
+        created=unix(metadata.get("creationTimestamp")),
     )
 
 

@@ -57,6 +57,10 @@ class Binding(Protocol):
         """What to create and delete so that what is planned becomes ours, and what is empty is given back."""
 
 
+HOLDER_PAUSE = 5.0
+"""Seconds from a holder's creation until one that was rejected is replaced."""
+
+
 class Pinned:
     """Holder pods and injection by UUID."""
 
@@ -67,7 +71,7 @@ class Pinned:
         self._holders: dict[str, list[Holder]] = {}
         for holder in snapshot.holders:
             self._holders.setdefault(holder.node, []).append(holder)
-        self._alive = {holder.name for holder in snapshot.holders if not holder.deleting}
+        self._alive = {holder.name for holder in snapshot.holders if not holder.deleting and not holder.ended}
         self._idle = dict(snapshot.idle)
         self._proofs = {(proof.node, proof.key): proof for proof in snapshot.preflights if not proof.deleting}
         self._agents = {report.name: report.agent_version for report in snapshot.gpu_nodes}
@@ -123,8 +127,10 @@ class Pinned:
                 creates.extend(self._new_holders(self._nodes[node], uuids))
             creates.extend(self._new_proof(self._nodes[node], uuids))
         idle, deletes, wake_at = self._shrink(wanted, ledger, now) if self._policy.reserve else ((), [], None)
-        wakes = [at for at in (wake_at, self._retry_at(now)) if at is not None]
-        return Reservations(tuple(creates), (*deletes, *self._stale_proofs(now)), idle, min(wakes, default=None))
+        ended, again_at = self._ended_holders(now)
+        wakes = [at for at in (wake_at, again_at, self._retry_at(now)) if at is not None]
+        gone = (*deletes, *ended, *self._stale_proofs(now))
+        return Reservations(tuple(creates), gone, idle, min(wakes, default=None))
 
     def _held(self, device: Device) -> bool:
         return device.holder is not None and device.holder in self._alive
@@ -141,7 +147,7 @@ class Pinned:
         missing = sum(
             not self._held(self._inventory.devices[uuid]) for uuid in uuids if uuid in self._inventory.devices
         )
-        pending = sum(not holder.deleting and holder.name not in known for holder in mine)
+        pending = sum(holder.name in self._alive and holder.name not in known for holder in mine)
         names = {holder.name for holder in mine}
         creates: list[Create] = []
         index = 0
@@ -173,6 +179,17 @@ class Pinned:
             message = f"GPU {device.index} of {device.node} has been empty for {self._policy.holder_idle:.0f} s"
             deletes.append(Delete(self._policy.namespace, holder.name, holder.uid, "GiveBackGPU", message))
         return tuple(idle), deletes, min(ends, default=None)
+
+    def _ended_holders(self, now: float) -> tuple[list[Delete], float | None]:
+        """Holders that hold nothing any more make room for new ones, not faster than every few seconds."""
+        ended = [h for holders in self._holders.values() for h in holders if h.ended and not h.deleting]
+        deletes = [
+            Delete(self._policy.namespace, holder.name, holder.uid, "HolderEnded", holder.blocked)
+            for holder in sorted(ended, key=lambda h: h.name)
+            if holder.created + HOLDER_PAUSE <= now
+        ]
+        later = [holder.created + HOLDER_PAUSE for holder in ended if holder.created + HOLDER_PAUSE > now]
+        return deletes, min(later, default=None)
 
     # ------------------------------------------------------------------------------------------------- the proof
     def _ground(self, node: Node) -> preflight.Ground:

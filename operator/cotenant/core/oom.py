@@ -225,6 +225,9 @@ def _without_text(evidence: Evidence, log: str, phase: Phase) -> Verdict:
         return Verdict(
             Kind.SLOW_START, f"it did not become ready within the start timeout; last: {words}", words, phase
         )
+    if code == 255 and evidence.reason == "Unknown":
+        # what containerd says of a container that was there before it or its machine was started again
+        return Verdict(Kind.EVICTED, "its node was started again, or lost it", words, phase)
     if code == 0:
         said = "the engine ended by itself (exit 0: vLLM ends so when its engine core dies)"
         return Verdict(Kind.ENGINE_DIED, f"{said}: {words}", words, Phase.RUN)

@@ -357,6 +357,11 @@ class Holder:
     deleting: bool = False
     blocked: str = ""
     uid: str = ""
+    ended: bool = False
+    """It holds nothing any more and its kubelet will not start it again: after a reboot kubelets reject pods that ask for
+    a GPU until the device plugin is back."""
+    created: float = 0.0
+    """Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)
