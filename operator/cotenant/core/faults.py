@@ -11,7 +11,7 @@ from cotenant.core.drift import overdue
 from cotenant.core.evidence import evidence_of
 from cotenant.core.facts import facts_of
 from cotenant.core.oom import judge
-from cotenant.core.pod import Tuning
+from cotenant.core.pod import Tuning, lesson
 from cotenant.core.remedies import apply, overrides
 from cotenant.core.replica import Replica
 from cotenant.core.share import GIB, Percent
@@ -41,6 +41,7 @@ class Faults:
             share=None if changes.share is None else Percent(changes.share),
             avoid=changes.avoid,
             wait_for_free=changes.wait_for_free or 0,
+            yielded_to=changes.yielding is not None,
         )
 
     def tuning(self, replica: Replica) -> Tuning:
@@ -105,14 +106,13 @@ def _after(
     placement = wanted.placement
     if pod is None or pod.uid in recorded:
         return ladder.heal(fault, placement.generation, None, snapshot.now)
-    late = overdue(pod, snapshot.policy, snapshot.now)
+    late = overdue(pod, overrides(fault).start_timeout or snapshot.policy.start_timeout, snapshot.now)
     dead = pod.ended is not None and pod.ended.log is not None
     if not dead and not late:
         return ladder.heal(fault, placement.generation, pod.ready_since if pod.ready else None, snapshot.now)
     verdict = judge(evidence_of(snapshot, pod, timed_out=bool(late) and not pod.blocked))
-    step = ladder.next_step(
-        fault, verdict, wanted.model, facts_of(snapshot, placement, wanted.model, pod), snapshot.now
-    )
+    facts = facts_of(snapshot, placement, wanted.model, pod, kv_bytes=_known_kv(snapshot, wanted, pod))
+    step = ladder.next_step(fault, verdict, wanted.model, facts, snapshot.now)
     if step.fault is None or step.fault == fault:
         recorded.add(pod.uid)  # nothing to take down: it was stopped on purpose
         return fault
@@ -120,3 +120,15 @@ def _after(
     events.append(Emit(*about, "Warning", step.fault.reason, f"{pod.name}: {step.message}"))
     judged.append(Judged(placement.namespace, pod.name, str(verdict.kind), tuple(str(rung) for rung in step.rungs)))
     return replace(step.fault, uid=pod.uid)
+
+
+def _known_kv(snapshot: Snapshot, wanted: Wanted, pod: Pod) -> int | None:
+    """The KV cache that a start like this one came up with."""
+    given = pod.allocation
+    products = {device.uuid: device.product for node in snapshot.gpu_nodes for device in node.devices}
+    product = products.get(given.gpus[0]) if given and given.gpus else None
+    if given is None or product is None:
+        return None
+    key = lesson(wanted.model, product, given.utilization, snapshot.policy)
+    taught = (known for known in wanted.placement.status.learned if known.model == wanted.model.name)
+    return next((known.kv_cache_bytes for known in taught if known.key == key), None)

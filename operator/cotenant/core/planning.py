@@ -131,7 +131,8 @@ def asked(
         workloads=tuple(asking),
         running=tuple(there),
         max_tenants=policy.max_tenants_per_gpu,
-        moves=policy.max_moves,
+        # a replica whose remedy is that others yield may have one of them moved or displaced
+        moves=policy.max_moves + sum(replica.yielded_to for replica in replicas),
         iterations=iterations,
     )
     return Asked(problem, groups, refused)

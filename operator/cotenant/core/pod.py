@@ -233,8 +233,9 @@ def _probe(period: int, failures: int) -> Manifest:
 
 def _resources(wanted: Wanted, tuning: Tuning, policy: Policy) -> Manifest:
     cpu = wanted.model.cpu if wanted.model.cpu is not None else policy.default_cpu
-    asked = tuning.memory or wanted.model.memory
-    requests: Manifest = {"cpu": f"{cpu}m", "memory": str(asked if asked is not None else policy.default_memory)}
+    asked = wanted.model.memory
+    requests: Manifest = {"cpu": f"{cpu}m", "memory": str(tuning.memory or asked or policy.default_memory)}
+    # a limit only where the user wrote one: ours would kill an engine that the node could bear
     return {"requests": requests, "limits": {"memory": str(asked)}} if asked is not None else {"requests": requests}
 
 

@@ -23,6 +23,8 @@ class Replica:
     """GPUs it failed on."""
     wait_for_free: int = 0
     """Bytes that must be free on each GPU before its next start."""
+    yielded_to: bool = False
+    """Its remedy is that tenants of lower priority make room for it."""
     successor: bool = False
     """It is to take over from the pod that serves now, which leaves once this one is ready (SurgeIfRoom)."""
     config: ModelConfig | None = None

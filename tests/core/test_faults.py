@@ -1,0 +1,109 @@
+"""A death on its way through a pass: judged, taken down, cleaned up, remedied; nothing of it is lost between controllers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from cotenant.core.share import GIB, Percent
+from cotenant.core.snapshot import OnOutOfMemory, Remedy
+from cotenant.core.vllm import Engine
+from tests.core.builders import POLICY, Cluster, model, node, placement
+from tests.core.corpus import log
+
+ALLOWED = OnOutOfMemory(Percent(6000), 4, tuple(Remedy))
+
+
+def _args(cluster: Cluster, name: str) -> tuple[str, ...]:
+    return cluster.pods["default", name].args
+
+
+def test_a_context_that_does_not_fit_is_shortened_to_what_vllm_said() -> None:
+    chat = model("chat", "20%", engine=Engine(max_model_len=131072), on_out_of_memory=ALLOWED)
+    cluster = Cluster([node("n1")]).apply(placement("p", chat))
+    cluster.step()
+    cluster.die("p-chat-0", 1, log("kv-too-small"))
+
+    cluster.step()  # judged and taken down
+    assert json.loads(cluster.placements["p"].status.raw)["models"][0]["lastFault"]["reason"] == "KVCacheTooSmall"
+    cluster.step()  # cleaned up
+    cluster.now += 20
+    cluster.step()
+
+    args = _args(cluster, "p-chat-0")
+    assert "--max-model-len=49760" in args  # 98 % of the 50,784 tokens vLLM named, in whole blocks
+    cluster.settle()
+    cluster.now += 3600
+    cluster.settle()
+    assert cluster.phases("p") == ["Ready"]
+    assert _args(cluster, "p-chat-0") == args, "a fault that healed restarts nobody"
+
+
+def test_a_slow_start_gets_more_time_and_is_not_given_up_for_it() -> None:
+    cluster = Cluster([node("n1")], policy=replace(POLICY, start_timeout=100)).apply(placement("p", model("slow")))
+    cluster.step()
+    cluster.now += 170
+    cluster.settle(serve=False)
+    cluster.now += 20
+    cluster.settle(serve=False)
+    begun = cluster.pods["default", "p-slow-0"].uid
+    cluster.now += 170
+    cluster.settle(serve=False)
+
+    assert cluster.pods["default", "p-slow-0"].uid == begun
+
+
+def test_a_lower_priority_yields_where_that_is_the_remedy() -> None:
+    high = model("high", "40%", priority=5, on_out_of_memory=ALLOWED, engine=Engine(max_model_len=4096))
+    low = model("low", "50%")
+    cluster = Cluster([node("n1"), node("n2")]).apply(placement("p", high, low, names=("n1",)))
+    cluster.settle()
+    assert cluster.phases("p") == ["Ready", "Ready"]
+    cluster.apply(placement("p", high, low))
+    cluster.settle()
+
+    cluster.die("p-high-0", 1, log("kv-too-small-auto"))
+    for _ in range(12):
+        cluster.now += 30
+        cluster.step()
+        cluster.ready()
+    cluster.settle()
+
+    assert cluster.phases("p") == ["Ready", "Ready"]
+
+
+def test_a_bad_flag_is_failed_with_what_to_do_and_keeps_no_gpu() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("bad", "60%", priority=5), model("good", "60%")))
+    cluster.step()
+    cluster.die("p-bad-0", 2, log("bad-flag"))
+    cluster.settle()
+
+    assert sorted(cluster.phases("p")) == ["Failed", "Ready"]
+    said = json.loads(cluster.placements["p"].status.raw)["models"][0]["replicas"][0]
+    assert "--swap-space" in said["message"]
+    assert "correct extraArgs" in said["message"]
+    assert cluster.pods["default", "p-good-0"].allocation is not None
+    assert cluster.pods["default", "p-good-0"].allocation.bytes == 48 * GIB
+
+
+def test_host_memory_is_raised_in_the_request_and_never_made_a_limit() -> None:
+    from cotenant.core.reconcile import reconcile
+
+    cluster = Cluster([node("n1")]).apply(placement("p", model("big")))
+    cluster.settle()
+    pod = cluster.pods["default", "p-big-0"]
+    cluster.die("p-big-0", 137)
+    ended = cluster.pods["default", "p-big-0"].ended
+    assert ended is not None
+    cluster.pods["default", "p-big-0"] = replace(
+        pod, phase="Failed", ready=False, ended=replace(ended, reason="OOMKilled")
+    )
+    cluster.step()
+    cluster.step()
+    cluster.now += 20
+
+    (create,) = reconcile(cluster.snapshot()).creates
+
+    resources = create.manifest["spec"]["containers"][0]["resources"]
+    assert resources["requests"]["memory"] == str(12 * GIB)
+    assert "limits" not in resources
