@@ -74,7 +74,7 @@ class Lab(Cluster):
             authority = pki.Authority(folder / "pki")
             admin = _kubeconfig(folder, authority, "admin", "cotenant-admin", "system:masters", port.read_text())
             lab = cls(folder, admin, programs / "kubectl", processes, anchor, tuple(gpus), cgroup, programs)
-            undo.callback(lab._remove_cgroup)
+            undo.callback(_remove_cgroups, cgroup)
             lab._write_files(authority)
             lab._run(_SETUP, folder=folder, address=config.NODE_ADDRESS, api=config.API_ADDRESS, cgroup=cgroup)
             lab._start_control_plane(authority)
@@ -103,7 +103,7 @@ class Lab(Cluster):
         self.api.close()
         self.processes.kill("anchor")  # and the kernel ends everything in its PID namespace
         self.processes.stop()
-        self._remove_cgroup()
+        _remove_cgroups(self.cgroup)
         for name in ("containerd", "containerd-state", "etcd", "kubelet", "pki", "images", "ipam"):
             shutil.rmtree(self.directory / name, ignore_errors=True)
 
@@ -290,13 +290,6 @@ class Lab(Cluster):
 
         _wait(f"the API server's {path}", answers, self.processes, "kube-apiserver")
 
-    def _remove_cgroup(self) -> None:
-        for root in _cgroup_roots():
-            top = root / self.cgroup
-            for folder in sorted(top.glob("**/"), key=lambda path: -len(path.parts)):
-                with suppress(OSError):
-                    folder.rmdir()
-
 
 _RUNTIME_CLASS = {
     "apiVersion": "node.k8s.io/v1",
@@ -396,6 +389,16 @@ def _wait(what: str, until: Callable[[], bool], processes: Processes, name: str)
 def _cgroup_roots() -> list[Path]:
     root = Path("/sys/fs/cgroup")
     return [root, *(path for path in root.iterdir() if (path / "cgroup.procs").exists())]
+
+
+def _remove_cgroups(name: str) -> None:
+    """Remove a lab's cgroups, which hold no process any more, and those of labs whose tests were killed."""
+    for root in _cgroup_roots():
+        for top in root.glob("cotenant-node-*"):
+            if top.name == name or not Path("/proc", top.name.rpartition("-")[2]).exists():
+                for folder in sorted([top, *top.glob("**/")], key=lambda path: -len(path.parts)):
+                    with suppress(OSError):
+                        folder.rmdir()
 
 
 def _kill(pid: int) -> None:
