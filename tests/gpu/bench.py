@@ -136,13 +136,13 @@ class Bench:
         found = {}
         for name, pod in self.world.engines(placement).items():
             model = pod["metadata"]["labels"]["cotenant.dev/model"]
-            path = f"/api/v1/namespaces/{MODELS}/pods/{name}:8000/proxy/v1/completions"
+            path = f"api/v1/namespaces/{MODELS}/pods/{name}:8000/proxy/v1/completions"
             body = {"model": model, "prompt": "Cotenant", "max_tokens": 8, "ignore_eos": True}
             if self.stand_in:
                 self.world.models_of(name)
                 continue
-            said = self.world.lab.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(body))
-            found[model] = int(json.loads(said)["usage"]["completion_tokens"])
+            said = self.world.lab.api.request("POST", path, body)
+            found[model] = int(said["usage"]["completion_tokens"])
         return found
 
     # --------------------------------------------------------------------------------------------------------- the card
