@@ -194,19 +194,21 @@ def _show(cluster: Cluster) -> None:
 
 
 def _next(cluster: Cluster) -> None:
-    kubectl = cluster.kubectl_path
+    kubectl, cotenant = cluster.kubectl_path, Path(sys.executable).with_name("cotenant")
     print(f"""
 What to try next (the cluster keeps running):
   export KUBECONFIG={cluster.kubeconfig}
-  alias kubectl={kubectl}
+  alias kubectl={kubectl} cotenant={cotenant}
   kubectl get mplace sparrow -o wide
-  kubectl logs sparrow-dots-ocr-0 | grep -i memory        # what vLLM says of its memory
+  cotenant explain default/sparrow/dots-ocr     # its whole story: place, flag, ledger, what its start taught
+  kubectl logs sparrow-dots-ocr-0 | grep -i memory
   kubectl patch mplace sparrow --type json -p '[{{"op": "replace", "path": "/spec/models/1/share", "value": "15%"}}]'
   kubectl annotate pod sparrow-mistral-small-0 sim.cotenant.dev/fault=cuda-oom     # it dies at run time, and is replaced
-  kubectl annotate node rtx-1 sim.cotenant.dev/stranger=5Gi@0:train      # somebody else's process takes memory
+  kubectl annotate node rtx-1 sim.cotenant.dev/stranger=5Gi@0:train      # somebody else's process: one model moves away
+  cotenant map                            # where everything is now
   kubectl get events --field-selector involvedObject.kind=ModelPlacement
   kubectl delete mplace sparrow
-Logs: {Path(cluster.directory) / "logs"}
+Logs: {cluster.directory / "logs"}
 To end it: make cluster-down""")
 
 
