@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import sys
 
 from cotenant.errors import CotenantError
@@ -60,13 +61,14 @@ def main() -> None:
     """The console script: errors are one sentence, never a traceback."""
     try:
         status = run(sys.argv[1:])
+        sys.stdout.flush()
     except CotenantError as e:
         print(f"cotenant: {e}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:  # `cotenant ... | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
         status = 0
     sys.exit(status)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cotenant.cli.simulation import Action, Course, Key
+from cotenant.cli.why import Ground
 from cotenant.core.memo import Memo
 from cotenant.core.packing import Fragmentation, pack
 from cotenant.core.planning import first_question
@@ -54,6 +55,11 @@ class Fate:
         return f"{self.placement}/{self.model}-{self.index}"
 
     @property
+    def path(self) -> str:
+        """`namespace/placement/model/index`."""
+        return f"{self.namespace}/{self.placement}/{self.model}/{self.index}"
+
+    @property
     def key(self) -> Key:
         """Of its placement."""
         return (self.namespace, self.placement)
@@ -88,17 +94,21 @@ class Outlook:
     """By `namespace/placement/model`."""
     issues: dict[Key, str]
     """By placement: what only a change of the spec puts right."""
+    why: Ground | None
+    """Of those without a place; None where there is none."""
     notes: tuple[str, ...]
 
 
 def outlook(course: Course, *, bound: bool = True) -> Outlook:
     """What this course means."""
+    fates = tuple(_fates(course))
     return Outlook(
-        fates=tuple(_fates(course)),
+        fates=fates,
         actions=course.actions,
         quality=quality(course, bound=bound),
         estimates=_estimates(course.after),
         issues=_issues(course.after),
+        why=Ground(course.after) if any(fate.lacks for fate in fates) else None,
         notes=course.notes,
     )
 
@@ -125,7 +135,18 @@ def _fates(course: Course) -> list[Fate]:
         stop = _action(course, "stop", before[key])
         if stop:
             there = _where(before[key], devices)
-            fates.append(Fate(*key, "", "stops", stop.turn, there, None, stop.reason, stop.message))
+            fates.append(
+                Fate(
+                    *key,
+                    "",
+                    "stops",
+                    stop.turn,
+                    there,
+                    None,
+                    stop.reason,
+                    stop.message.removeprefix(f"{before[key].name}: "),
+                )
+            )
     return fates
 
 
@@ -160,13 +181,15 @@ def _fate(
         return Fate(*key, share, "stays", 0, old, new, said.get("reason", ""), said.get("message", ""))
     stop, start = _action(course, "stop", before), _action(course, "start", after)
     if new is None:
-        turn = stop.turn if stop else 0
-        return Fate(*key, share, "none", turn, old, None, said.get("reason", ""), said.get("message", ""))
+        reason, message = said.get("reason", ""), said.get("message", "")
+        if stop and before:
+            reason, message = stop.reason, stop.message.removeprefix(f"{before.name}: ")
+        return Fate(*key, share, "none", stop.turn if stop else 0, old, None, reason, message)
     turn = start.turn if start else 0
     if old is None:
         return Fate(*key, share, "starts", turn, None, new)
     same = (old.allocation.node, sorted(old.gpus)) == (new.allocation.node, sorted(new.gpus))
-    reason, message = (stop.reason, stop.message) if stop else ("", "")
+    reason, message = (stop.reason, stop.message.removeprefix(f"{before.name}: ")) if stop and before else ("", "")
     return Fate(*key, share, "restarts" if same else "moves", turn, old, new, reason, message)
 
 

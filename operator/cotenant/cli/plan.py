@@ -19,6 +19,7 @@ from rich.text import Text
 from cotenant.cli import cluster, placementfile, terminal
 from cotenant.cli.outlook import Fate, Outlook, Where, outlook
 from cotenant.cli.simulation import Course, Key, run
+from cotenant.core.problemfile import reason_data
 from cotenant.core.share import gib
 from cotenant.errors import CotenantError
 
@@ -93,7 +94,11 @@ def show(console: Console, seen: Outlook, fates: list[Fate], keys: frozenset[Key
         console.print(_table(others))
     for (reason, message, lacks), alike in _alike(fates).items():
         sign, style = ("x", "bold red") if lacks else ("-", "")
-        console.print(Text(f"{sign} {', '.join(alike)}: {reason}: {message}", style=style), soft_wrap=True)
+        names = ", ".join(fate.name for fate in alike)
+        console.print(Text(f"{sign} {names}: {reason}: {message}", style=style), soft_wrap=True)
+        if lacks and seen.why:
+            for line in seen.why.nowhere(alike[0].path):
+                console.print(f"    {line}", soft_wrap=True)
     for key, message in seen.issues.items():
         if key in keys:
             console.print(Text(f"x {'/'.join(key)}: {message}", style="bold red"), soft_wrap=True)
@@ -102,19 +107,20 @@ def show(console: Console, seen: Outlook, fates: list[Fate], keys: frozenset[Key
     _show_quality(console, seen)
 
 
-def _alike(fates: list[Fate]) -> dict[tuple[str, str, bool], list[str]]:
-    """Names by what is said of them: replicas of one model mostly lack the same."""
-    found: dict[tuple[str, str, bool], list[str]] = {}
+def _alike(fates: list[Fate]) -> dict[tuple[str, str, bool], list[Fate]]:
+    """Replicas by what is said of them: replicas of one model mostly lack the same."""
+    found: dict[tuple[str, str, bool], list[Fate]] = {}
     for fate in fates:
         if fate.message and fate.verb != "starts":
-            found.setdefault((fate.reason, fate.message, fate.lacks), []).append(fate.name)
+            found.setdefault((fate.reason, fate.message, fate.lacks), []).append(fate)
     return found
 
 
 def _summary(mine: list[Fate]) -> str:
+    words = {"stays": "stay", "starts": "start", "restarts": "restart", "moves": "move", "stops": "stop"}
     counts: dict[str, int] = {}
     for fate in mine:
-        verb = "has no place" if fate.lacks else fate.verb
+        verb = "without a place" if fate.lacks else words[fate.verb]
         counts[verb] = counts.get(verb, 0) + 1
     wanted = sum(fate.verb != "stops" for fate in mine)
     placed = sum(fate.after is not None for fate in mine)
@@ -128,7 +134,8 @@ def _table(fates: list[Fate]) -> Table:
     for fate in fates:
         place = fate.after or (fate.before if fate.verb == "stops" else None)
         came = f"{fate.verb} from {_short(fate.before)}" if fate.verb == "moves" and fate.before else fate.verb
-        what = Text("no place" if fate.lacks else came, style=STYLES.get(fate.verb, ""))
+        lost = f"loses {_short(fate.before)}" if fate.before else "no place"
+        what = Text(lost if fate.lacks else came, style=STYLES.get(fate.verb, ""))
         cells: list[str] = ["-"] * 2 + [fate.share or "-"] + ["-"] * 3
         if place:
             given = place.allocation
@@ -204,7 +211,7 @@ def _data(seen: Outlook, fates: list[Fate], notes: tuple[str, ...]) -> dict[str,
     found = seen.quality
     left = found.fragmentation
     return {
-        "replicas": [_fate_data(fate) for fate in fates],
+        "replicas": [_fate_data(fate, seen) for fate in fates],
         "issues": [{"placement": "/".join(key), "message": message} for key, message in seen.issues.items()],
         "order": [
             {"turn": a.turn, "do": a.verb, "pod": a.pod, "reason": a.reason, "message": a.message} for a in seen.actions
@@ -219,7 +226,7 @@ def _data(seen: Outlook, fates: list[Fate], notes: tuple[str, ...]) -> dict[str,
     }
 
 
-def _fate_data(fate: Fate) -> dict[str, Any]:
+def _fate_data(fate: Fate, seen: Outlook) -> dict[str, Any]:
     out: dict[str, Any] = {
         "namespace": fate.namespace,
         "placement": fate.placement,
@@ -235,6 +242,8 @@ def _fate_data(fate: Fate) -> dict[str, Any]:
         out["before"] = _place_data(fate.before)
     if fate.message:
         out |= {"reason": fate.reason, "message": fate.message}
+    if fate.lacks and seen.why and (why := seen.why.reason(fate.path)):
+        out["why"] = reason_data(why)
     return out
 
 

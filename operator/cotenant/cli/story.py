@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from cotenant.cli.map import phase
 from cotenant.cli.why import Ground
 from cotenant.core.ask import known, per_node_share
@@ -88,7 +90,7 @@ def _wish(placement: Placement, model: Model, seen: Snapshot) -> list[str]:
     headroom = seen.policy.headroom if placement.headroom is None else placement.headroom
     lines = [
         f"{model.uri}",
-        f"share {model.share}, {model.replicas} replicas{group}, spread {model.spread}, priority {model.priority}, "
+        f"share {model.share}, {model.replicas} replica{'s' * (model.replicas != 1)}{group}, spread {model.spread}, priority {model.priority}, "
         f"headroom {headroom / 100:g}%",
     ]
     if placement.selector or placement.names:
@@ -102,7 +104,7 @@ def _wish(placement: Placement, model: Model, seen: Snapshot) -> list[str]:
         if getattr(model.engine, field.name) != getattr(default, field.name)
     }
     if told:
-        lines.append("engine " + ", ".join(f"{name}={_value(value)}" for name, value in told.items()))
+        lines.append("engine " + ", ".join(f"{to_camel(name)}={_value(value)}" for name, value in told.items()))
     return lines
 
 

@@ -9,7 +9,7 @@ from cotenant.core.memo import Memo
 from cotenant.core.packing import pack
 from cotenant.core.pins import pin
 from cotenant.core.planning import first_question
-from cotenant.core.problem import Change, Limit, Problem
+from cotenant.core.problem import Change, Limit, Problem, Reason
 from cotenant.core.reconcile import Considered, consider
 from cotenant.core.replica import Replica
 from cotenant.core.share import gib
@@ -30,6 +30,7 @@ class Ground:
             known.hopeful, known.machines, known.ledger, known.binding.unusable, known.binding.cost, seen.policy,
             known.orphans, memo,
         )  # fmt: skip
+        self._reasons: dict[tuple[str, int], Reason] | None = None
         self._numbers = {
             member.key: (workload, number)
             for workload, members in self._asked.groups.items()
@@ -73,18 +74,21 @@ class Ground:
         if not others:
             return ["there is no other managed node"]
         names = ", ".join(fits[:NAMED]) + (f" and {len(fits) - NAMED} more" if len(fits) > NAMED else "")
-        return [f"of {others} other nodes {len(fits)} could take it now" + (f": {names}" if fits else "")]
+        return [
+            f"of {others} other node{'s' * (others > 1)} {len(fits)} could take it now" + (f": {names}" if fits else "")
+        ]
+
+    def reason(self, key: str) -> Reason | None:
+        """Why a replica has no place, as data; None where the packer was not asked, or has one for it."""
+        if self._reasons is None:
+            self._reasons = {(u.workload, u.replica): u.reason for u in pack(self._asked.problem).unplaced}
+        number = self._numbers.get(key)
+        return self._reasons.get(number) if number else None
 
     def nowhere(self, key: str) -> list[str]:
-        """Why a replica without a place has none: per class of nodes what binds, and the smallest changes that would help."""
-        number = self._numbers.get(key)
-        if number is None:
-            return []
-        unplaced = {(u.workload, u.replica): u.reason for u in pack(self._asked.problem).unplaced}
-        reason = unplaced.get(number)
-        if reason is None:
-            return []
-        return [_limit(limit) for limit in reason.limits] + [_change(change) for change in reason.changes]
+        """The same in words: per class of nodes what binds, and the smallest changes that would help."""
+        reason = self.reason(key)
+        return [*map(_limit, reason.limits), *map(_change, reason.changes)] if reason else []
 
 
 def _fitting(problem: Problem, workload: str) -> list[str]:
