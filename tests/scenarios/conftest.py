@@ -1,4 +1,4 @@
-"""The stage, once per module; a namespace and a clean oracle per test."""
+"""The stage, once per session; a namespace and a clean oracle per test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPEED = 60
 """A start of 60 to 100 s takes 1 to 1.7."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A control plane of its own: these tests delete nodes and kill things."""
     with (

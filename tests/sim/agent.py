@@ -31,7 +31,8 @@ class Agent:
         self._published: dict[str, list[dict[str, Any]]] = {}
         self._conditions: dict[str, tuple[str, str]] = {}
         self._created: set[str] = set()
-        self.writes = 0
+        self._offered: dict[str, int] = {}
+        """GPUs the Node says are allocatable, where that changed."""
 
     def ring(self) -> None:
         """Some node has something to look at."""
@@ -62,6 +63,7 @@ class Agent:
         if not changed and self._conditions.get(node.name, ("", ""))[0] == node.unsupported:
             return False
         try:
+            await self._allocatable(node)
             await self._apply(node, reading)
         except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
             if isinstance(error, ApiError) and error.status == 404:
@@ -71,6 +73,16 @@ class Agent:
             return True
         self._published[node.name] = reading
         return False
+
+    async def _allocatable(self, node: SimNode) -> None:
+        """The device plugin offers healthy GPUs only."""
+        count = sum(1 for card in node.cards if card.health == "Healthy" and not card.lost)
+        if count != self._offered.get(node.name, len(node.cards)):
+            body = {"status": {"allocatable": {"nvidia.com/gpu": str(count)}}}
+            await self._client.request(
+                "PATCH", f"/api/v1/nodes/{node.name}/status", body, content_type="application/merge-patch+json"
+            )
+            self._offered[node.name] = count
 
     async def _apply(self, node: SimNode, reading: list[dict[str, Any]]) -> None:
         body: dict[str, Any] = {
@@ -93,7 +105,6 @@ class Agent:
         await self._client.request(
             "PATCH", f"{NODES}/{node.name}/status", {**body, "status": status}, content_type=APPLY, **query
         )
-        self.writes += 1
 
     def _condition_list(self, node: SimNode) -> list[dict[str, Any]]:
         was = self._conditions.get(node.name)

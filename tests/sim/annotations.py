@@ -14,7 +14,7 @@ from tests.sim.world import World
 def changed(world: World, name: str, before: Mapping[str, str], after: Mapping[str, str], now: float) -> str | None:
     """Act on what changed in a node's annotations; the power state now wanted (`lost`, `back`, `reboot`), None = as it is."""
     machine, power = world.nodes[name], None
-    for kind in ("stranger", "health", "gpu-lost", "node", "unsupported"):
+    for kind in ("stranger", "health", "gpu-lost", "islands", "node", "unsupported"):
         old, new = before.get(ANNOTATION + kind, ""), after.get(ANNOTATION + kind, "")
         if old == new:
             continue
@@ -28,12 +28,19 @@ def changed(world: World, name: str, before: Mapping[str, str], after: Mapping[s
         elif kind == "gpu-lost":
             for part in _entries(new):
                 mishaps.lose_gpu(world, name, _index(f"@{part}", machine), now)
+        elif kind == "islands":
+            mishaps.islands(world, name, parse_islands(new))
         elif kind == "unsupported":
             machine.unsupported = new
             world.dirty.add(name)
         else:
             power = new or "back"
     return power
+
+
+def parse_islands(text: str) -> list[int | None]:
+    """`0,0,1,-`: the first two GPUs joined by NVLink, the last to none."""
+    return [None if part == "-" else int(part) for part in text.split(",") if part]
 
 
 def _entries(text: str) -> set[str]:

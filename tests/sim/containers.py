@@ -89,7 +89,7 @@ def _start(world: World, pod: SimPod, node: SimNode, cards: tuple[Card, ...], no
     world.pid += command.tensor_parallel
     check_start(world.audit, node, pod, world.on(node.name), now, need_holders=settings.need_holders)
     pod.engine.start(now)
-    pod.deadline = now + _startup_deadline(container)
+    pod.deadline = now + probe_seconds(container, "startupProbe")
     for rule in settings.rules:
         if rule.times > 0 and _like(pod.name, rule.pattern):
             rule.times -= 1
@@ -125,12 +125,13 @@ def gpus_requested(spec: Any) -> int:
     return sum(int((c.get("resources") or {}).get("limits", {}).get("nvidia.com/gpu", 0)) for c in spec["containers"])
 
 
-def _startup_deadline(container: Any) -> float:
-    probe = container.get("startupProbe")
+def probe_seconds(container: Any, name: str) -> float:
+    """How long a probe may fail until the kubelet kills the container; infinity where there is none."""
+    probe = container.get(name)
     if not probe:
         return math.inf
-    return float(
-        probe.get("initialDelaySeconds", 0) + probe.get("failureThreshold", 3) * probe.get("periodSeconds", 10)
+    return float(probe.get("initialDelaySeconds", 0)) + float(
+        probe.get("failureThreshold", 3) * probe.get("periodSeconds", 10)
     )
 
 

@@ -51,7 +51,7 @@ class Timing:
 
 
 _SERIALS = 4
-_WORDS = {"unready", "die", "kill-worker", "cuda-oom", "oom-killed", "never-ready", "slow", "exit", "says"}
+_WORDS = {"hang", "unready", "die", "kill-worker", "cuda-oom", "oom-killed", "never-ready", "slow", "exit", "says"}
 
 
 @dataclass(slots=True)
@@ -313,6 +313,8 @@ class Engine:
 
     def terminate(self, now: float, *, twice: bool = False) -> None:
         """SIGTERM. While serving it ends at once; during a start it is swallowed, unless a preStop hook sent one before."""
+        if self.hang:
+            return
         if self.phase is Phase.SERVING:
             self.log += texts.shut_down(self.unix(now))
             self._plan.clear()
@@ -337,7 +339,7 @@ class Engine:
         serving = self.phase is Phase.SERVING
         if word == "oom-killed":
             self.kill(reason="OOMKilled")
-        elif word == "never-ready":
+        elif word in ("never-ready", "hang"):
             self.hang, self.ready = True, False
         elif word == "unready":
             self.ready = False

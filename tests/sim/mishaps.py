@@ -29,6 +29,13 @@ def health(world: World, node: str, index: int, health: str) -> None:
     world.dirty.add(node)
 
 
+def islands(world: World, node: str, joined: list[int | None]) -> None:
+    """NVLink as it is now, by index of the GPU; those not named are joined to none."""
+    for card in world.nodes[node].cards:
+        card.island = joined[card.index] if card.index < len(joined) else None
+    world.dirty.add(node)
+
+
 def lose_gpu(world: World, node: str, index: int, now: float) -> None:
     """A GPU falls off the bus: its engines die, nobody sees it any more."""
     card = world.nodes[node].cards[index]

@@ -40,7 +40,7 @@ class SimPod:
     """When it does something next, the engine aside."""
     kill_at: float = math.inf
     deadline: float = math.inf
-    """Startup probe: not ready by then = killed."""
+    """Startup or liveness probe: not ready by then = killed."""
     deleting: bool = False
     ready: bool = False
     blocked: tuple[str, str] = ("", "")

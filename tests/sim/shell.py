@@ -15,7 +15,7 @@ import aiohttp
 from tests.cluster.kwok import SIMULATED
 from tests.sim import mishaps
 from tests.sim.agent import Agent
-from tests.sim.annotations import changed
+from tests.sim.annotations import changed, parse_islands
 from tests.sim.client import ApiError, Client, Object
 from tests.sim.logs import LogServer
 from tests.sim.node import SimNode
@@ -39,6 +39,8 @@ class Shell:
         self.world = World(settings, self._unix)
         self._jobs: set[asyncio.Task[None]] = set()
         self._stopping: asyncio.Event | None = None
+        self._told = 0
+        """Violations already printed."""
 
     def ask_to_stop(self) -> None:
         """From inside its own loop: end soon."""
@@ -102,6 +104,9 @@ class Shell:
         for write in self.world.outbox:
             self._enqueue(write)
         self.world.outbox.clear()
+        for violation in self.world.audit.violations[self._told :]:
+            print(f"sim: VIOLATION {violation}", flush=True)
+        self._told = len(self.world.audit.violations)
         if self.world.dirty:
             self._agent.ring()
 
@@ -180,11 +185,7 @@ class Shell:
             label = metadata["labels"]["nvidia.com/gpu.product"]
             if label not in PRODUCTS:
                 raise ValueError(f'unknown product "{label}"; known: {", ".join(PRODUCTS)}')
-            islands = [
-                int(part) if part != "-" else None
-                for part in annotations.get(f"{ANNOTATION}islands", "").split(",")
-                if part
-            ]
+            islands = parse_islands(annotations.get(f"{ANNOTATION}islands", ""))
             self.world.add_node(SimNode.make(
                 name, PRODUCTS[label], int((node["status"].get("capacity") or {}).get("nvidia.com/gpu") or metadata["labels"].get("nvidia.com/gpu.count", "1")),
                 seed=self.settings.seed, islands=islands or None, style=annotations.get(f"{ANNOTATION}injection", self.settings.style),

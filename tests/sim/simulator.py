@@ -137,7 +137,7 @@ class Sim:
         return self.world.nodes[node].uuids
 
     def fault(self, pod: str, fault: str) -> None:
-        """`namespace/pod` gets a fault now: die, kill-worker, cuda-oom, oom-killed, never-ready, unready, slow=5, exit=3, leak=2Gi."""
+        """`namespace/pod` gets a fault now: die, kill-worker, cuda-oom, oom-killed, hang, unready, exit=3, leak=2Gi; never-ready and slow=5 while it starts."""
         namespace, name = pod.split("/")
         self._call(lambda: self.world.fault((namespace, name), fault, self._shell.now()))
 
@@ -156,6 +156,10 @@ class Sim:
     def health(self, node: str, index: int, health: str) -> None:
         """`XID79`, or `Healthy` again."""
         self._call(lambda: mishaps.health(self.world, node, index, health))
+
+    def islands(self, node: str, joined: list[int | None]) -> None:
+        """NVLink as it is from now on, by index of the GPU."""
+        self._call(lambda: mishaps.islands(self.world, node, joined))
 
     def lose_gpu(self, node: str, index: int) -> None:
         """A GPU falls off the bus."""

@@ -156,6 +156,39 @@ def test_never_ready_is_killed_by_its_startup_probe() -> None:
     assert made.audit.ends[-1].code == 137
 
 
+def test_a_hung_engine_is_killed_by_its_liveness_probe() -> None:
+    made = held()
+    manifest = engine("a", made.nodes["n"].uuids, "0.40")
+    manifest["spec"]["containers"][0]["livenessProbe"] = {"periodSeconds": 10, "failureThreshold": 3}
+    made.pod_seen(manifest, 0.0)
+    made.advance(100.0)
+    made.fault(("d", "a"), "hang", 100.0)
+    made.advance(129.0)
+    assert phase_of(made, "a") == ("Running", False)
+    made.advance(161.0)
+
+    assert made.audit.ends[-1].code == 137
+
+
+def test_memory_that_a_dead_engine_leaves_behind_is_a_stranger_s() -> None:
+    made = held()
+    made.pod_seen(engine("a", made.nodes["n"].uuids, "0.40"), 0.0)
+    made.advance(100.0)
+    made.fault(("d", "a"), "leak=2Gi", 100.0)
+    made.fault(("d", "a"), "die", 101.0)
+    made.advance(120.0)
+
+    left = made.nodes["n"].reading()[0]
+    assert left["tenants"] == []
+    assert left["strangers"][0]["used"] == 2 * GIB
+
+
+def test_nvlink_can_change_while_a_node_runs() -> None:
+    made = held(gpus=4)
+    mishaps.islands(made, "n", [0, 0, 1, None])
+    assert [gpu.get("island") for gpu in made.nodes["n"].reading()] == [0, 0, 1, None]
+
+
 # ------------------------------------------------------------------------------------------------------------- the oracle
 def rules_broken(made: World) -> set[str]:
     return {violation.rule for violation in made.audit.violations}

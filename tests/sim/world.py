@@ -299,6 +299,10 @@ class World:
             pod.engine.leak = parse_quantity(value or "2Gi")
         else:
             pod.engine.inject(fault, now)
+            if word == "hang":
+                pod.deadline = min(
+                    pod.deadline, now + containers.probe_seconds(pod.spec["containers"][0], "livenessProbe")
+                )
 
     def fault(self, key: Key, fault: str, now: float) -> None:
         """Something goes wrong with one pod, now. KeyError when there is no such pod."""
