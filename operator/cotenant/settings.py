@@ -110,6 +110,7 @@ class Settings(BaseSettings):
     preflight: bool = True
     preflight_image: str = ""
     service_account: str = ""
+    """Of holders and preflights, in the operator's namespace: it needs no rights, it may bring pull secrets."""
 
     debounce: Annotated[float, Field(ge=0, le=5)] = 0.1
     """Seconds from the first ring to the pass: what comes in between is decided at once."""

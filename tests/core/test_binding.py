@@ -57,6 +57,21 @@ def test_a_gpu_is_held_first() -> None:
     assert create.manifest["metadata"]["name"] == "n1-hold-0"
 
 
+def test_holders_and_preflights_run_as_the_account_that_was_set() -> None:
+    snapshot = Snapshot(
+        now=NOW,
+        policy=replace(PINNED, service_account="cotenant-holder"),
+        placements=(placement("p", model("m")),),
+        nodes=(node("n1")[0],),
+        gpu_nodes=(node("n1")[1],),
+    )
+    proven = replace(snapshot, gpu_nodes=(held(node("n1"))[1],), holders=(HOLDER,))
+
+    for world in (snapshot, proven):
+        (create,) = reconcile(world).creates
+        assert create.manifest["spec"]["serviceAccountName"] == "cotenant-holder"
+
+
 def test_a_holder_under_way_is_waited_for() -> None:
     waiting = replace(HOLDER, running=False)
 

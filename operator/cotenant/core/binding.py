@@ -232,6 +232,7 @@ class Pinned:
             held[0],
             image=self._policy.preflight_image or self._policy.holder_image,
             namespace=self._policy.namespace,
+            service_account=self._policy.service_account,
         )
         return [Create(pod, "Preflight", f"proves that a pod on {node.name} sees exactly the GPU it is given")]
 
@@ -285,6 +286,8 @@ def holder_pod(node: Node, index: int, policy: Policy) -> Manifest:
             }
         ],
     }
+    if policy.service_account:
+        spec["serviceAccountName"] = policy.service_account
     if policy.holder_priority_class:
         spec["priorityClassName"] = policy.holder_priority_class
     return {

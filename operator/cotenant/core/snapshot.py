@@ -415,6 +415,7 @@ class Policy:
     """Prove on every node that a pod sees exactly the GPU it was given before an engine lands there."""
     preflight_image: str = ""
     service_account: str = ""
+    """Of holders and preflights."""
     namespace: str = "cotenant-system"
     """Where holders live."""
     managed_label: tuple[str, str] = ("cotenant.dev/managed", "true")
