@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("packing", "controller")
+NAMES = ("packing", "controller", "gpunodes")
 """Modules of this package, each run as a program of its own."""
 
 
