@@ -107,3 +107,24 @@ def test_host_memory_is_raised_in_the_request_and_never_made_a_limit() -> None:
     resources = create.manifest["spec"]["containers"][0]["resources"]
     assert resources["requests"]["memory"] == str(12 * GIB)
     assert "limits" not in resources
+
+
+def test_a_placement_made_anew_waits_for_its_predecessors_pod_and_blocks_nobody() -> None:
+    """A create that meets a 409 at every pass would hold its turn at the GPU for ever."""
+    cluster = Cluster([node("n1")]).apply(placement("p", model("a", "30%")))
+    cluster.settle()
+    before = cluster.pods["default", "p-a-0"]
+    cluster.placements["p"] = replace(
+        cluster.placements["p"], uid="another", status=type(cluster.placements["p"].status)()
+    )
+    cluster.pods["default", "p-a-0"] = replace(before, deleting=True)
+    cluster.apply(placement("q", model("b", "30%")))
+
+    decision = cluster.step()
+
+    assert [create.manifest["metadata"]["name"] for create in decision.creates] == []  # beside one that leaves
+    said = json.loads(cluster.placements["p"].status.raw)["models"][0]["replicas"][0]
+    assert said["reason"] == "NameInUse"
+    del cluster.pods["default", "p-a-0"]
+    cluster.settle()
+    assert cluster.phases("p") == cluster.phases("q") == ["Ready"]

@@ -75,6 +75,7 @@ def admit(
     leaves = [leave for leave in sorted(changes.leaves, key=_leave_order) if _may_leave(leave, turns, budget, waits)]
     starts: list[Start] = []
     wake: list[float] = []
+    names = {(pod.namespace, pod.name): pod for pod in pods}
     for start in sorted(changes.starts, key=_start_order):
         until = retry_at.get(start.replica.key, 0.0)
         if until > now:
@@ -85,13 +86,22 @@ def admit(
         if start.replica.wanted.model.uri in reading:
             waits[start.replica.key] = NoPlace("ReadingConfig", "its model's config is being read", waiting=True)
             continue
-        why = _why_wait(start, turns, ledger, pending)
+        why = _name_in_use(start, names) or _why_wait(start, turns, ledger, pending)
         if why is not None:
             waits[start.replica.key] = why
             continue
         turns.start(start.allocation, start.name)
         starts.append(start)
     return Admitted(tuple(leaves), tuple(starts), waits, min(wake, default=None))
+
+
+def _name_in_use(start: Start, names: dict[tuple[str, str], Pod]) -> NoPlace | None:
+    """A pod of that name that is not this replica's: of a placement that was deleted, and made anew under its name."""
+    other = names.get((start.replica.wanted.placement.namespace, start.name))
+    if other is None:
+        return None
+    where = f" on {other.node}" if other.node else ""
+    return NoPlace("NameInUse", f"waits until the pod {other.name} of its predecessor{where} is gone", waiting=True)
 
 
 def _leave_order(leave: Leave) -> tuple[int, str, str]:
