@@ -27,7 +27,8 @@ NEIGHBOURHOOD = 40
 MEMORY = 4 << 30
 """Bytes of address space the child may have; a 64-GPU problem needs about 1 GiB with OR-tools itself mapped."""
 GRACE = 3.0
-"""Seconds on top of its time limit until the child is killed: importing OR-tools takes one."""
+"""Seconds on top of its time limit, and a quarter of it, until the child is killed: it may be slow to say what it found
+on a busy machine."""
 
 
 def is_installed() -> bool:
@@ -78,9 +79,9 @@ def ask(problem: Problem, plan: Plan | None, seconds: float, memory: int = MEMOR
     try:
         child = subprocess.run(
             [sys.executable, "-m", "cotenant.solver"],
-            input=pickle.dumps((problem, hint, seconds)),
+            input=pickle.dumps((problem, hint, time.time() + seconds)),
             capture_output=True,
-            timeout=seconds + GRACE,
+            timeout=1.25 * seconds + GRACE,
             preexec_fn=limit,
             check=True,
         )
@@ -117,8 +118,9 @@ def main() -> int:
     """The child: a problem on standard input, what was found on standard output."""
     from cotenant.solver_model import Model  # only here: needs OR-tools
 
-    problem, hint, seconds = cast(tuple[Problem, list[Place], float], pickle.load(sys.stdin.buffer))
-    places, proven = Model(problem, hint).solve(seconds)
+    problem, hint, end = cast(tuple[Problem, list[Place], float], pickle.load(sys.stdin.buffer))
+    model = Model(problem, hint)
+    places, proven = model.solve(max(0.2, end - time.time()))
     json.dump({"places": places, "proven": proven}, sys.stdout)
     return 0
 

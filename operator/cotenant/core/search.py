@@ -19,6 +19,11 @@ SMALL = 6000
 PATIENCE = 150
 """Steps without success after the proven minimum is reached: islands may still be saved."""
 
+STUCK = 60
+"""Steps without success after which a dearer one is tried."""
+ASTRAY = 400
+"""Steps a dearer one has to lead to something better."""
+
 
 class Effort:
     """How much may still be tried: placements attempted, and whether the caller lets us go on."""
@@ -165,10 +170,11 @@ class Search:
             return
         now = self.mark()
         best = (now, self.spots())
-        idle = 0
+        idle = stray = 0
+        dearest = max(self.board.price, default=0)
         while self.effort.spend(1):
-            at_floor = not now[0] and now[2] == 0 and now[3] <= floor
-            if at_floor and (now[4] <= 1 or idle > PATIENCE):
+            at_floor = not best[0][0] and best[0][2] == 0 and best[0][3] <= floor
+            if at_floor and (best[0][4] <= 1 or idle + stray > PATIENCE):
                 break
             taken = self._choose()
             saved = [(r, self.take(r)) for r in taken]
@@ -178,19 +184,25 @@ class Search:
             self._put_back(taken)
             self.effort.spend(len(taken))
             after = self.mark()
-            if after <= now:
-                idle = 0 if after[:5] < now[:5] else idle + 1
+            idle = 0 if after[:5] < now[:5] else idle + 1
+            # stuck: one step that costs up to a GPU more is kept, and undone as a whole if it leads nowhere
+            kick = idle > STUCK and after[:3] == now[:3] and after[3] <= best[0][3] + dearest
+            if after <= now or kick:
+                idle = 0 if kick else idle
                 now = after
-                if now < best[0]:
-                    best = (now, self.spots()) if now[:5] < best[0][:5] else best
+                if now[:5] < best[0][:5]:
+                    best, stray = (now, self.spots()), 0
             else:
-                idle += 1
                 for r in taken:
                     self.take(r)
                 for r, spot in saved:
                     if spot:
                         self.put(r, spot)
-        if best[0] < now:
+            stray += now[:5] != best[0][:5]
+            if stray > ASTRAY:
+                self.restore(best[1])
+                now, stray, idle = self.mark(), 0, 0
+        if best[0] < self.mark():
             self.restore(best[1])
 
     def repair(self, steps: int) -> None:
@@ -205,6 +217,10 @@ class Search:
         """Free replicas on one badly used GPU and on a few others, and some of the unplaced."""
         board, chance = self.board, self.chance
         gpus: list[int] = []
+        if chance.below(12) == 0 and len(board.hosts) > 1:
+            # a whole node, so that its replicas may change the product
+            spot = board.spot[chance.one_of(self.free)]
+            gpus += board.host_gpus[board.host[spot[0]]] if spot else []
         for _ in range(1 + chance.below(8)):
             candidates = [chance.one_of(self.free) for _ in range(3 if not gpus else 1)]
             spots = [board.spot[r] for r in candidates if board.spot[r]]
