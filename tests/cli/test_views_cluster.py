@@ -76,9 +76,10 @@ def test_a_plan_comes_true_and_the_views_agree_on_it(stage: Stage, tmp_path: Pat
 
     pods = {pod["metadata"]["name"]: pod for pod in stage.pods("night")}
     seen = {
-        (p["metadata"]["labels"]["cotenant.dev/model"], int(p["metadata"]["labels"]["cotenant.dev/replica"])): json.loads(
-            p["metadata"]["annotations"]["cotenant.dev/allocation"]
-        )
+        (
+            p["metadata"]["labels"]["cotenant.dev/model"],
+            int(p["metadata"]["labels"]["cotenant.dev/replica"]),
+        ): json.loads(p["metadata"]["annotations"]["cotenant.dev/allocation"])
         for p in pods.values()
     }
     assert {key: (a["node"], a["utilization"]) for key, a in seen.items()} == places(planned)
@@ -114,7 +115,11 @@ def test_a_plan_comes_true_and_the_views_agree_on_it(stage: Stage, tmp_path: Pat
 
 def test_what_does_not_fit_is_told_with_the_nearest_miss(stage: Stage, tmp_path: Path) -> None:
     file = tmp_path / "much.yaml"
-    wish = {**WISH, "metadata": {"name": "much"}, "spec": {"models": [{"name": "m", "uri": "hf://sim/big", "share": "200Gi"}]}}
+    wish = {
+        **WISH,
+        "metadata": {"name": "much"},
+        "spec": {"models": [{"name": "m", "uri": "hf://sim/big", "share": "200Gi"}]},
+    }
     file.write_text(yaml.safe_dump(wish))
 
     said = run(stage, "plan", "-f", str(file), status=2)
@@ -126,7 +131,9 @@ def test_what_does_not_fit_is_told_with_the_nearest_miss(stage: Stage, tmp_path:
 
 def test_errors_are_one_line(stage: Stage, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
-    wrong.write_text(yaml.safe_dump({**WISH, "spec": {"models": [{"name": "m", "uri": "hf://sim/big", "shares": "1Gi"}]}}))
+    wrong.write_text(
+        yaml.safe_dump({**WISH, "spec": {"models": [{"name": "m", "uri": "hf://sim/big", "shares": "1Gi"}]}})
+    )
 
     said = run(stage, "plan", "-f", str(wrong), status=1)
 

@@ -71,7 +71,12 @@ def planned(options: argparse.Namespace) -> tuple[Course, frozenset[Key], tuple[
 
 def _shown(seen: Outlook, keys: frozenset[Key]) -> list[Fate]:
     """Those that were asked for, and others to which something happens."""
-    return [fate for fate in seen.fates if fate.key in keys or fate.verb not in ("stays", "none") or fate.before]
+    return [fate for fate in seen.fates if fate.key in keys or _is_touched(fate)]
+
+
+def _is_touched(fate: Fate) -> bool:
+    """Something happens to it; one that had no place before and has none now is not news."""
+    return fate.verb != "stays" and (fate.verb != "none" or fate.before is not None)
 
 
 def _falls_short(seen: Outlook, fates: list[Fate], keys: frozenset[Key]) -> bool:

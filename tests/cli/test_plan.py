@@ -1,0 +1,172 @@
+"""`cotenant plan` and `render` on snapshots: what would be done, in which order, and why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cotenant.cli import simulation
+from cotenant.core.snapshot import Spread
+from tests.cli.worlds import said, save, two_nodes, wish
+from tests.core.builders import Cluster, model, node, placement
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub is asked."""
+    monkeypatch.setenv("COTENANT_HUB_OFFLINE", "true")
+
+
+def test_a_plan_says_where_with_which_flag_and_in_which_order(capsys: Capture, tmp_path: Path) -> None:
+    seen = save(two_nodes().snapshot(), tmp_path)
+    file = wish(tmp_path, "new", {"name": "a", "share": "70%"}, {"name": "b", "share": "15%"})
+
+    assert said(capsys, "plan", "--snapshot", seen, "-f", file) == PLAN
+
+
+PLAN = """\
+2 of 2 replicas placed: 2 start
+
+ replica           turn   what     node   GPU   share   flag   each GPU   overrun
+ ────────────────────────────────────────────────────────────────────────────────
+ default/new/a-0      1   starts   n1     1     70%     0.70       56Gi       3Gi
+ default/new/b-0      2   starts   n1     1     15%     0.15       12Gi       3Gi
+
+order (one start per GPU at a time; one turn's go together):
+    1  start default/new-a-0
+    2  start default/new-b-0
+GPUs in use: 1 -> 2 of 3, proven minimum 2 (volume)
+left: 62Gi; stranded for replicas like these: 24.5Gi (40%); room for more groups of clean GPUs: 0 of 2, 0 of 4, 0 of 8"""
+
+
+def test_who_loses_a_place_is_told_for_whom(capsys: Capture, tmp_path: Path) -> None:
+    cluster = Cluster([node("n1", 1)]).apply(placement("old", model("low", "60%"))).settle()
+    file = wish(tmp_path, "new", {"name": "high", "share": "70%", "priority": 10})
+
+    plan = said(capsys, "plan", "--snapshot", save(cluster.snapshot(), tmp_path), "-f", file, status=2)
+
+    assert "Other placements that this touches:" in plan
+    assert "loses n1:0" in plan
+    assert "x old/low-0: Displaced: default/new/high has a higher priority and took its place" in plan
+    assert "    1  stop default/old-low-0\n    2  start default/new-high-0" in plan
+
+
+def test_what_has_no_place_is_told_with_the_nearest_miss_and_what_would_help(capsys: Capture, tmp_path: Path) -> None:
+    seen = save(two_nodes().snapshot(), tmp_path)
+    file = wish(tmp_path, "new", {"name": "a", "share": "100Gi"})
+
+    plan = said(capsys, "plan", "--snapshot", seen, "-f", file, status=2)
+    data = json.loads(said(capsys, "plan", "--snapshot", seen, "-f", file, "-o", "json", status=2))
+
+    assert "0 of 1 replicas placed: 1 without a place" in plan
+    assert "needs 100Gi on a GPU; n1 has the most, 76Gi" in plan
+    assert "would help: a share of 95% (76Gi), on n1" in plan
+    assert data["replicas"][0]["why"]["changes"][0]["node"] == "n1"
+
+
+def test_a_changed_share_restarts_one_replica_after_the_other(capsys: Capture, tmp_path: Path) -> None:
+    cluster = Cluster([node("n1", 2)])
+    cluster.apply(placement("app", model("chat", "60%", replicas=2, spread=Spread.GPU))).settle()
+    file = wish(tmp_path, "app", {"name": "chat", "share": "70%", "replicas": 2, "spread": "GPU"})
+
+    data = json.loads(
+        said(capsys, "plan", "--snapshot", save(cluster.snapshot(), tmp_path), "-f", file, "-o", "json")
+    )  # fmt: skip
+
+    assert [replica["what"] for replica in data["replicas"]] == ["restarts", "restarts"]
+    assert [(a["turn"], a["do"]) for a in data["order"]] == [(1, "stop"), (2, "start"), (3, "stop"), (4, "start")]
+
+
+def test_without_a_file_the_cluster_as_it_is_is_planned(capsys: Capture, tmp_path: Path) -> None:
+    plan = said(capsys, "plan", "--snapshot", save(two_nodes().snapshot(), tmp_path))
+
+    assert "2 of 2 replicas placed: 2 stay" in plan
+    assert "nothing to do" in plan
+
+
+def test_holders_and_proofs_come_before_the_first_start() -> None:
+    cluster = two_nodes()
+    cluster.policy = type(cluster.policy)(engines=cluster.policy.engines)  # holds and proves, as the default is
+    cluster.apply(placement("new", model("a", "70%"), created=2.0))
+
+    course = simulation.run(cluster.snapshot())
+
+    verbs = [action.verb for action in course.actions if action.verb != "start"]
+    assert "hold" in verbs
+    assert "prove" in verbs
+    first = next(action for action in course.actions if action.verb == "start")
+    assert all(action.turn < first.turn for action in course.actions if action.verb in ("hold", "prove"))
+    assert {pod.name for pod in course.after.pods} >= {"new-a-0"}
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.lists(st.sampled_from(["20%", "35%", "50%", "70%", "30Gi"]), min_size=1, max_size=5),
+    st.lists(st.sampled_from(["20%", "35%", "50%", "70%", "30Gi"]), min_size=1, max_size=4),
+    st.integers(0, 1),
+)
+def test_what_is_planned_is_what_the_controller_does(there: list[str], asked: list[str], priority: int) -> None:
+    cluster = Cluster([node("n1", 2), node("n2", 1)])
+    cluster.apply(placement("old", *(model(f"o{at}", share) for at, share in enumerate(there)))).settle()
+    more = (model(f"m{at}", share, priority=priority) for at, share in enumerate(asked))
+    cluster.apply(placement("new", *more, created=2.0))
+
+    course = simulation.run(cluster.snapshot())
+    while True:  # what starts in one pass serves after the next: the order of passes decides who finds which GPU
+        starting = [pod.name for pod in cluster.pods.values() if pod.is_starting]
+        decision = cluster.step()
+        if starting:
+            cluster.ready(*starting)
+        if not (starting or decision.creates or decision.deletes or decision.statuses):
+            break
+
+    assert {(p.name, p.allocation) for p in course.after.pods} == {
+        (p.name, p.allocation) for p in cluster.pods.values()
+    }
+
+
+def test_a_render_is_the_pods_and_services_that_would_be_made(capsys: Capture, tmp_path: Path) -> None:
+    seen = save(two_nodes().snapshot(), tmp_path)
+    file = wish(tmp_path, "new", {"name": "a", "share": "70%"}, {"name": "big", "share": "100Gi"})
+
+    text = said(capsys, "render", "--snapshot", seen, "-f", file, status=2)
+
+    made = [(body["kind"], body["metadata"]["name"]) for body in yaml.safe_load_all(text) if body]
+    assert made == [("Service", "new-a"), ("Service", "new-big"), ("Pod", "new-a-0")]
+    assert text.startswith("# new/big-0 has no place: InsufficientMemory")
+    assert "--gpu-memory-utilization=0.70" in text or "'0.70'" in text
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ("kind: ConfigMap", "there is no ModelPlacement in it"),
+        ("a: [", "is not YAML"),
+        ("{apiVersion: v1, kind: ModelPlacement}", "apiVersion must be cotenant.dev/v1alpha1"),
+        ("{apiVersion: cotenant.dev/v1alpha1, kind: ModelPlacement}", "metadata.name is required"),
+        (
+            "{apiVersion: cotenant.dev/v1alpha1, kind: ModelPlacement, metadata: {name: a}, spec: {modles: []}}",
+            'spec.modles: unknown field; did you mean "models"?',
+        ),
+        (
+            "{apiVersion: cotenant.dev/v1alpha1, kind: ModelPlacement, metadata: {name: a}, "
+            "spec: {models: [{name: m, uri: 'hf://a/b', share: 120%}]}}",
+            "spec.models[0].share",
+        ),
+    ],
+)
+def test_a_wrong_file_is_one_line(capsys: Capture, tmp_path: Path, document: str, told: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(document)
+
+    line = said(capsys, "plan", "--snapshot", save(two_nodes().snapshot(), tmp_path), "-f", str(file), status=1)
+
+    assert told in line
+    assert "\n" not in line
