@@ -25,6 +25,8 @@ from cotenant.kube import Kube
 log = logging.getLogger(__name__)
 
 
+Change = Create | Delete | Apply | WriteStatus
+
 MOST_CREATES = 1024
 """Pods one pass creates (about 4 s of writing); the next one decides on the rest, so that other news is not kept waiting."""
 
@@ -50,12 +52,17 @@ class Act:
         self._slots = asyncio.Semaphore(concurrency)
         self._events = Events(kube, identity)
         self._refusals = Refusals()
+        self._unknown: set[Key] = set()
+        """Pods whose create was sent and never answered: they may be there."""
         self.outbox = Outbox(concurrency)
 
     async def carry_out(self, decision: Decision, seen: Snapshot) -> Outcome:
         """Do what must be done before the next pass; what may wait is left in the outbox."""
         outcome = Outcome()
-        creates = [create for create in decision.creates if not self._refusals.must_wait(create.manifest)]
+        if not await self._found_out():
+            outcome.failed = 1  # decided without knowing of a pod that may be on the GPU: the next pass knows
+            return outcome
+        creates = [c for c in decision.creates if not self._refusals.must_wait(_subject(c), c.manifest)]
         if len(creates) > MOST_CREATES:
             creates = creates[:MOST_CREATES]
             self._ring(0.0)
@@ -66,7 +73,10 @@ class Act:
             written = await asyncio.gather(*(self._now(outcome, self._write_status, status) for status in first))
             unwritten = {(s.namespace, s.name) for s, done in zip(first, written, strict=True) if not done}
             deletes = [
-                d for d in decision.deletes if d.uid not in ended or d.about is None or d.about[:2] not in unwritten
+                d
+                for d in decision.deletes
+                if not self._refusals.must_wait(_subject(d), d.uid)
+                and (d.uid not in ended or d.about is None or d.about[:2] not in unwritten)
             ]
             await asyncio.gather(
                 *(self._now(outcome, self._delete, delete) for delete in deletes),
@@ -75,9 +85,11 @@ class Act:
         finally:
             await self.outbox.urgent(False)
         await self.outbox.replace(self._letters(decision, {(s.namespace, s.name) for s in first}, seen))
-        outcome.retry_in = self._refusals.settle(create.manifest for create in decision.creates)
-        if self._refusals.messages != self._cache.refusals:
-            self._cache.refusals = self._refusals.messages
+        asked = (*decision.creates, *decision.deletes, *decision.applies, *decision.statuses)
+        outcome.retry_in = self._refusals.settle(_subject(what) for what in asked)
+        told = {(str(s[1]), str(s[2])): why for s, why in self._refusals.messages().items() if s[0] == "Create"}
+        if told != self._cache.refusals:
+            self._cache.refusals = told
             self._ring(0.0)  # the next pass puts it into the status
         return outcome
 
@@ -101,14 +113,34 @@ class Act:
             await self._reread(key, create)
             return
         except (Refused, NotFound) as e:
-            self._refuse(create.manifest, str(e))
+            self._refuse(create, create.manifest, e)
             return
-        self._refusals.accepted(key)
+        except ClusterError:
+            self._unknown.add(key)
+            raise
+        self._refusals.accepted(_subject(create))
         self._cache.put(PODS, body)
         _count("create", "Pod", "ok")
         metrics.REASONS.labels("create", create.reason).inc()
         log.info("created pod %s/%s: %s %s", *key, create.reason, create.message)
         await self._announce(create)
+
+    async def _found_out(self) -> bool:
+        """Whether the decision was made on all we did: asks for every create that was never answered."""
+        known = True
+        for key in sorted(self._unknown):
+            try:
+                body = await self._kube.get("v1", "Pod", key[1], key[0])
+            except NotFound:
+                self._unknown.discard(key)
+                continue
+            except ClusterError as e:
+                log.warning("%s", e)
+                return False
+            self._unknown.discard(key)
+            if (body["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY:
+                known &= not self._cache.put(PODS, body)
+        return known
 
     async def _reread(self, key: Key, create: Create) -> None:
         """A pod of that name is there: ours from before is news, a stranger's is a refusal."""
@@ -119,17 +151,18 @@ class Act:
             self._ring(0.0)
             return
         if (body["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY:
-            self._refusals.accepted(key)
+            self._refusals.accepted(_subject(create))
             if self._cache.put(PODS, body):
                 self._ring(0.0)
             return
         text = f"a pod {key[0]}/{key[1]} that is not Cotenant's is in the way; delete it, or name the model otherwise"
-        self._refuse(create.manifest, text)
+        self._refuse(create, create.manifest, text)
 
-    def _refuse(self, manifest: Manifest, message: str) -> None:
-        _count("create", "Pod", "refused")
-        if self._refusals.refused(manifest, message):
-            log.warning("refused: %s", message)
+    def _refuse(self, what: Change, content: object, why: object) -> None:
+        """Remember what may not be done, and say it once."""
+        metrics.WRITES.labels(type(what).__name__.lower(), _subject(what)[-1], "refused").inc()
+        if self._refusals.refused(_subject(what), content, str(why)):
+            log.warning("refused: %s", why)
 
     async def _delete(self, delete: Delete) -> None:
         key = (delete.namespace, delete.name)
@@ -138,10 +171,15 @@ class Act:
             answer = await self._kube.delete(
                 "v1", delete.kind, delete.name, delete.namespace, delete.uid or None, delete.grace_seconds
             )
+        except Refused as e:
+            self._refuse(delete, delete.uid, e)
+            return
         except (NotFound, Conflict):
             self._cache.forget(source, key, delete.uid or self._cache.uid(source, key) or "")
+            self._refusals.accepted(_subject(delete))
             _count("delete", delete.kind, "gone")
             return
+        self._refusals.accepted(_subject(delete))
         if _is_gone(answer):
             self._cache.forget(source, key, delete.uid or self._cache.uid(source, key) or "")
         else:
@@ -163,19 +201,16 @@ class Act:
     # ---------------------------------------------------------------------------------------------- what may wait
     def _letters(self, decision: Decision, written: set[Key], seen: Snapshot) -> list[Letter]:
         letters = [
-            Letter(
-                ("service", a.manifest["metadata"]["namespace"], a.manifest["metadata"]["name"]),
-                a,
-                self._later(self._apply),
-            )
+            Letter(_subject(a), a, self._later(self._apply))
             for a in decision.applies
+            if not self._refusals.must_wait(_subject(a), a)
         ]
         taught = _start_logs(seen)
         for status in decision.statuses:
             key = (status.namespace, status.name)
-            if key not in written:
+            if key not in written and not self._refusals.must_wait(_subject(status), status):
                 send = self._later(self._write_status, taught.get(key, ()))
-                letters.append(Letter(("status", *key), status, send))
+                letters.append(Letter(_subject(status), status, send))
         letters += [letter for event in decision.events if (letter := self._event_letter(event))]
         silent = {k: pods for k, pods in taught.items() if k not in {(s.namespace, s.name) for s in decision.statuses}}
         for pods in silent.values():
@@ -194,6 +229,12 @@ class Act:
             try:
                 if await do(what) is not False:
                     self._cache.learned_from(learned)
+                if isinstance(what, Apply | WriteStatus):
+                    self._refusals.accepted(_subject(what))
+            except Refused as e:
+                if isinstance(what, Apply | WriteStatus):
+                    self._refuse(what, what, e)
+                    self._ring(1.0)
             except ClusterError as e:
                 log.warning("%s", e)
                 self._ring(1.0)
@@ -250,6 +291,18 @@ def _start_logs(seen: Snapshot) -> dict[Key, tuple[Pod, ...]]:
             key = (pod.namespace, pod.placement)
             found[key] = (*found.get(key, ()), pod)
     return found
+
+
+def _subject(what: Change) -> tuple[str, str, str, str]:
+    """(what is done, namespace, name, kind): one such write is under way at a time."""
+    match what:
+        case Create(manifest=manifest) | Apply(manifest=manifest):
+            metadata = manifest["metadata"]
+            return type(what).__name__, metadata["namespace"], metadata["name"], manifest["kind"]
+        case Delete():
+            return "Delete", what.namespace, what.name, what.kind
+        case WriteStatus():
+            return "WriteStatus", what.namespace, what.name, "ModelPlacement"
 
 
 def _is_gone(answer: Manifest) -> bool:
