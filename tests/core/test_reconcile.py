@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cotenant.core.injection import Style
 from cotenant.core.memo import Memo
+from cotenant.core.preflight import Failed, Ground, Passed, Preflight
 from cotenant.core.reconcile import reconcile
 from cotenant.core.share import GIB
-from cotenant.core.snapshot import OnOutOfMemory, Remedy, RolloutStrategy, Stranger
-from tests.core.builders import Cluster, model, node, placement
+from cotenant.core.snapshot import Node, OnOutOfMemory, Remedy, RolloutStrategy, Snapshot, Stranger
+from tests.core.builders import POLICY, Cluster, model, node, placement
 
 
 def flags(cluster: Cluster) -> dict[str, str]:
@@ -213,3 +215,27 @@ def test_after_a_death_that_may_move_it_the_gpu_it_failed_on_is_avoided() -> Non
         assert allocation is not None
         seen.add(allocation.gpus)
     assert len(seen) == 2
+
+
+def test_a_node_that_is_not_proven_to_keep_gpus_apart_is_left_for_one_that_is() -> None:
+    cluster = Cluster([node("n1"), node("n2")], policy=replace(POLICY, preflight=True))
+    cluster.apply(placement("p", model("m", "30%")))
+    first = cluster.snapshot()
+    grounds = {kube_node.name: ground(kube_node, first) for kube_node, _ in cluster.nodes}
+    proofs = {
+        "n1": Preflight(grounds["n1"].name, "u1", "n1", grounds["n1"].key, Failed("it also saw GPU-other")),
+        "n2": Preflight(grounds["n2"].name, "u2", "n2", grounds["n2"].key, Passed("n2-g0")),
+    }
+    decision = reconcile(replace(first, preflights=tuple(proofs.values())))
+    assert [create.manifest["metadata"]["name"] for create in decision.creates] == ["p-m-0"]
+    assert decision.creates[0].manifest["spec"]["affinity"] != {}
+    assert "n2" in str(decision.creates[0].manifest["spec"]["affinity"])
+    alone = reconcile(replace(first, nodes=first.nodes[:1], preflights=(proofs["n1"],)))
+    assert not [create for create in alone.creates if create.reason == "Starting"]
+    assert "InjectionUnverified" in str(alone.statuses[0].status)
+    assert "also saw" in str(alone.statuses[0].status)
+
+
+def ground(kube_node: Node, snapshot: Snapshot) -> Ground:
+    style = Style(snapshot.policy.injection)
+    return Ground(kube_node.name, kube_node.uid, style, snapshot.policy.runtime_class, snapshot.injection_version)

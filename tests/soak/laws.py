@@ -13,7 +13,7 @@ from tests.soak.physics import Physics
 Body = dict[str, Any]
 
 
-class Broken(Exception):  # noqa: N818 - it reads better: raise Broken("...")
+class Broken(Exception):
     """A law was broken."""
 
 

@@ -56,7 +56,7 @@ SLOW_EVERY = 15
 """Readings between two looks at what seldom changes: wiring, MIG mode, ECC."""
 
 
-class NVMLUnavailable(CotenantError):  # noqa: N818 - it says what is the case
+class NVMLUnavailable(CotenantError):
     """NVML gives no reading of this node; `reason` is the condition's."""
 
     def __init__(self, reason: str, message: str) -> None:

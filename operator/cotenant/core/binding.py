@@ -18,7 +18,6 @@ from cotenant.core.ledger import Account
 from cotenant.core.names import MANAGED_BY, MANAGED_BY_LABEL, NODE_LABEL, ROLE_LABEL
 from cotenant.core.snapshot import Allocation, Device, Holder, Manifest, Node, Policy, Snapshot
 
-
 UNVERIFIED = "InjectionUnverified"
 
 

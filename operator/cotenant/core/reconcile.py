@@ -50,7 +50,9 @@ class Considered:
 def consider(snapshot: Snapshot, memo: Memo) -> Considered:
     """Everything a plan depends on, worked out from the snapshot."""
     demands = demand(snapshot.placements, snapshot.policy, memo)
-    machines = inventory(snapshot.nodes, snapshot.gpu_nodes, snapshot.policy, snapshot.now, memo, snapshot.silent)
+    found = inventory(snapshot.nodes, snapshot.gpu_nodes, snapshot.policy, snapshot.now, memo, snapshot.silent)
+    binding = Pinned(snapshot, found)
+    machines = shut(found, binding.closed)
     by_name = {(pod.namespace, pod.name, pod.owner_uid): pod for pod in snapshot.pods}
     troubles = faults(snapshot, demands, by_name)
     lessons = learn(snapshot, demands, machines, by_name, memo)
@@ -58,7 +60,7 @@ def consider(snapshot: Snapshot, memo: Memo) -> Considered:
         demands,
         machines,
         accounts(machines.devices, snapshot.pods, memo),
-        Pinned(snapshot, machines),
+        binding,
         troubles,
         lessons,
         _replicas(snapshot, demands, machines, by_name, troubles, lessons, memo),
