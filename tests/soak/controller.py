@@ -59,6 +59,8 @@ class Controller:
         """A fresh process: everything is listed once."""
         store = self._physics.store
         self.memo = Memo()
+        self._unknown: set[tuple[str, str]] = set()
+        """Pods whose create was sent and never answered."""
         self.cache = Cache(sources(self._policy), self._policy)
         for kind in KINDS:
             for body in store.all(kind):
@@ -107,7 +109,8 @@ class Controller:
         ended = {pod.uid for pod in snapshot.pods if pod.ended is not None}
         owners = {(d.about[0], d.about[1]) for d in decision.deletes if d.about and d.uid in ended}
         first = [status for status in decision.statuses if (status.namespace, status.name) in owners]
-        failed = False
+        if not self._found_out(weather):
+            return decision
         rest = [status for status in decision.statuses if status not in first]
         for number, write in enumerate([*first, *decision.deletes, *decision.creates, *decision.applies, *rest]):
             if dies_after is not None and number >= dies_after:
@@ -115,11 +118,21 @@ class Controller:
             self._tally.writes += 1
             chance = self._rng.random()
             if chance < weather.refuses:
-                failed = True
                 continue
             self._write(write, answered=chance >= weather.refuses + weather.loses)
-        del failed
         return decision
+
+    def _found_out(self, weather: Weather) -> bool:
+        """As act does: whether the decision was made on all this controller did."""
+        known = True
+        for key in sorted(self._unknown):
+            if self._rng.random() < weather.refuses:
+                return False
+            self._unknown.discard(key)
+            body = self._physics.store.get(PODS, key)
+            if body is not None and self._selected(PODS, body):
+                known &= not self.cache.put(PODS, body)
+        return known
 
     # --------------------------------------------------------------------------------------------------------- writes
     def _write(self, write: Create | Delete | Apply | WriteStatus, *, answered: bool) -> None:
@@ -145,6 +158,8 @@ class Controller:
             return
         if answered:
             self.cache.put(PODS, body)
+        else:
+            self._unknown.add((meta["namespace"], meta["name"]))
 
     def _delete(self, delete: Delete, answered: bool) -> None:
         store, key = self._physics.store, (delete.namespace, delete.name)
