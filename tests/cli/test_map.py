@@ -15,12 +15,6 @@ from tests.core.builders import Cluster, model, node, placement
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No hub is asked."""
-    monkeypatch.setenv("COTENANT_HUB_OFFLINE", "true")
-
-
 def test_the_map_is_readable_without_colour_in_80_columns(capsys: Capture, tmp_path: Path) -> None:
     drawn = said(capsys, "map", "--snapshot", save(two_nodes().snapshot(), tmp_path))
 
@@ -64,6 +58,7 @@ def test_a_story_tells_the_place_the_flag_and_the_ledger(capsys: Capture, tmp_pa
     told = said(
         capsys,
         "explain",
+        "--offline",
         "app/embed/0",
         "-n",
         "default",
@@ -73,7 +68,9 @@ def test_a_story_tells_the_place_the_flag_and_the_ledger(capsys: Capture, tmp_pa
     )
     assert "there is no ModelPlacement app/embed" in told
 
-    told = said(capsys, "explain", "default/app/embed/0", "--snapshot", save(two_nodes().snapshot(), tmp_path))
+    told = said(
+        capsys, "explain", "--offline", "default/app/embed/0", "--snapshot", save(two_nodes().snapshot(), tmp_path)
+    )
 
     assert told.startswith("default/app/embed/0  Ready since")
     assert "shares with app/chat-0: no further GPU is used for it" in told
@@ -86,7 +83,7 @@ def test_a_story_tells_the_place_the_flag_and_the_ledger(capsys: Capture, tmp_pa
 def test_a_story_tells_why_nowhere(capsys: Capture, tmp_path: Path) -> None:
     cluster = two_nodes().apply(placement("big", model("m", "100Gi"), created=2.0)).settle()
 
-    told = said(capsys, "explain", "default/big", "--snapshot", save(cluster.snapshot(), tmp_path))
+    told = said(capsys, "explain", "--offline", "default/big", "--snapshot", save(cluster.snapshot(), tmp_path))
 
     assert "default/big/m/0  Unplaced" in told
     assert "2 nodes with NVIDIA-H100-80GB-HBM3: Memory: needs 100Gi, n1 has the most, 76Gi" in told
@@ -110,7 +107,7 @@ def test_a_story_tells_the_fault_what_was_tried_and_what_is_next(capsys: Capture
     raw = replace(wish.status, raw=json.dumps(status))
 
     told = said(
-        capsys, "explain", "default/app", "--snapshot", save(replace(seen, placements=(replace(wish, status=raw),)), tmp_path)
+        capsys, "explain", "--offline", "default/app", "--snapshot", save(replace(seen, placements=(replace(wish, status=raw),)), tmp_path)
     )  # fmt: skip
 
     assert "KVCacheTooSmall: holds 4,000 tokens -> Restart" in told
@@ -131,7 +128,7 @@ def test_a_story_tells_the_fault_what_was_tried_and_what_is_next(capsys: Capture
     ],
 )
 def test_what_is_not_there_is_one_line(capsys: Capture, tmp_path: Path, name: str, told: str) -> None:
-    line = said(capsys, "explain", name, "--snapshot", save(two_nodes().snapshot(), tmp_path), status=1)
+    line = said(capsys, "explain", "--offline", name, "--snapshot", save(two_nodes().snapshot(), tmp_path), status=1)
 
     assert told in line
     assert "\n" not in line

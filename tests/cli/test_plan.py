@@ -18,17 +18,11 @@ from tests.core.builders import Cluster, model, node, placement
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No hub is asked."""
-    monkeypatch.setenv("COTENANT_HUB_OFFLINE", "true")
-
-
 def test_a_plan_says_where_with_which_flag_and_in_which_order(capsys: Capture, tmp_path: Path) -> None:
     seen = save(two_nodes().snapshot(), tmp_path)
     file = wish(tmp_path, "new", {"name": "a", "share": "70%"}, {"name": "b", "share": "15%"})
 
-    assert said(capsys, "plan", "--snapshot", seen, "-f", file) == PLAN
+    assert said(capsys, "plan", "--offline", "--snapshot", seen, "-f", file) == PLAN
 
 
 PLAN = """\
@@ -50,7 +44,7 @@ def test_who_loses_a_place_is_told_for_whom(capsys: Capture, tmp_path: Path) -> 
     cluster = Cluster([node("n1", 1)]).apply(placement("old", model("low", "60%"))).settle()
     file = wish(tmp_path, "new", {"name": "high", "share": "70%", "priority": 10})
 
-    plan = said(capsys, "plan", "--snapshot", save(cluster.snapshot(), tmp_path), "-f", file, status=2)
+    plan = said(capsys, "plan", "--offline", "--snapshot", save(cluster.snapshot(), tmp_path), "-f", file, status=2)
 
     assert "Other placements that this touches:" in plan
     assert "loses n1:0" in plan
@@ -62,8 +56,8 @@ def test_what_has_no_place_is_told_with_the_nearest_miss_and_what_would_help(cap
     seen = save(two_nodes().snapshot(), tmp_path)
     file = wish(tmp_path, "new", {"name": "a", "share": "100Gi"})
 
-    plan = said(capsys, "plan", "--snapshot", seen, "-f", file, status=2)
-    data = json.loads(said(capsys, "plan", "--snapshot", seen, "-f", file, "-o", "json", status=2))
+    plan = said(capsys, "plan", "--offline", "--snapshot", seen, "-f", file, status=2)
+    data = json.loads(said(capsys, "plan", "--offline", "--snapshot", seen, "-f", file, "-o", "json", status=2))
 
     assert "0 of 1 replicas placed: 1 without a place" in plan
     assert "needs 100Gi on a GPU; n1 has the most, 76Gi" in plan
@@ -77,7 +71,7 @@ def test_a_changed_share_restarts_one_replica_after_the_other(capsys: Capture, t
     file = wish(tmp_path, "app", {"name": "chat", "share": "70%", "replicas": 2, "spread": "GPU"})
 
     data = json.loads(
-        said(capsys, "plan", "--snapshot", save(cluster.snapshot(), tmp_path), "-f", file, "-o", "json")
+        said(capsys, "plan", "--offline", "--snapshot", save(cluster.snapshot(), tmp_path), "-f", file, "-o", "json")
     )  # fmt: skip
 
     assert [replica["what"] for replica in data["replicas"]] == ["restarts", "restarts"]
@@ -85,7 +79,7 @@ def test_a_changed_share_restarts_one_replica_after_the_other(capsys: Capture, t
 
 
 def test_without_a_file_the_cluster_as_it_is_is_planned(capsys: Capture, tmp_path: Path) -> None:
-    plan = said(capsys, "plan", "--snapshot", save(two_nodes().snapshot(), tmp_path))
+    plan = said(capsys, "plan", "--offline", "--snapshot", save(two_nodes().snapshot(), tmp_path))
 
     assert "2 of 2 replicas placed: 2 stay" in plan
     assert "nothing to do" in plan
@@ -136,7 +130,7 @@ def test_a_render_is_the_pods_and_services_that_would_be_made(capsys: Capture, t
     seen = save(two_nodes().snapshot(), tmp_path)
     file = wish(tmp_path, "new", {"name": "a", "share": "70%"}, {"name": "big", "share": "100Gi"})
 
-    text = said(capsys, "render", "--snapshot", seen, "-f", file, status=2)
+    text = said(capsys, "render", "--offline", "--snapshot", seen, "-f", file, status=2)
 
     made = [(body["kind"], body["metadata"]["name"]) for body in yaml.safe_load_all(text) if body]
     assert made == [("Service", "new-a"), ("Service", "new-big"), ("Pod", "new-a-0")]
@@ -166,7 +160,9 @@ def test_a_wrong_file_is_one_line(capsys: Capture, tmp_path: Path, document: str
     file = tmp_path / "x.yaml"
     file.write_text(document)
 
-    line = said(capsys, "plan", "--snapshot", save(two_nodes().snapshot(), tmp_path), "-f", str(file), status=1)
+    line = said(
+        capsys, "plan", "--offline", "--snapshot", save(two_nodes().snapshot(), tmp_path), "-f", str(file), status=1
+    )
 
     assert told in line
     assert "\n" not in line

@@ -50,12 +50,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         stage.check()
 
 
-def run(stage: Stage, *words: str, status: int = 0, program: tuple[str, ...] = ()) -> str:
+def run(stage: Stage, *words: str, status: int = 0) -> str:
     """What a command prints, as a person at a terminal of 110 columns would see it without colour."""
     command = [sys.executable, "-m", "cotenant", *words]
-    env = {"PATH": "/usr/bin:/bin", "KUBECONFIG": str(stage.cluster.kubeconfig), "COTENANT_HUB_OFFLINE": "true"}
+    env = {"PATH": "/usr/bin:/bin", "KUBECONFIG": str(stage.cluster.kubeconfig)}
     done = subprocess.run(
-        program or command, env={**env, "PYTHONPATH": str(install.ROOT / "operator")}, text=True, capture_output=True
+        command, env={**env, "PYTHONPATH": str(install.ROOT / "operator")}, text=True, capture_output=True
     )
     assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout if status != 1 else done.stderr

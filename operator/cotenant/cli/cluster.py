@@ -42,13 +42,18 @@ POLICY_SETTINGS = frozenset(
 """Settings of the operator that a plan depends on."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, snapshot: bool = True) -> None:
-    """Which cluster, and whether a file is read in its place."""
+def add_arguments(parser: argparse.ArgumentParser, *, configs: bool = True) -> None:
+    """Which cluster, or the file that is read in its place; `configs`: whether models' configs are wanted too."""
     parser.add_argument("--kubeconfig", metavar="FILE", help="the kubeconfig to use, in place of kubectl's own")
     parser.add_argument("--context", metavar="NAME", help="a context of it; default: its current one")
-    if snapshot:
+    parser.add_argument(
+        "--snapshot", metavar="FILE", help="a file `cotenant snapshot` wrote, instead of a cluster; - = stdin"
+    )
+    if configs:
         parser.add_argument(
-            "--snapshot", metavar="FILE", help="a file `cotenant snapshot` wrote, instead of a cluster; - = stdin"
+            "--offline",
+            action="store_true",
+            help="ask no hub for models' configs: its cache on disk, then the catalogue",
         )
 
 
@@ -58,6 +63,8 @@ class View:
 
     snapshot: Snapshot
     notes: tuple[str, ...] = ()
+    offline: bool = False
+    """The operator asks no hub."""
 
 
 def look(options: argparse.Namespace, wish: Callable[[Snapshot], Snapshot] = lambda s: s, *, configs: bool) -> View:
@@ -67,7 +74,7 @@ def look(options: argparse.Namespace, wish: Callable[[Snapshot], Snapshot] = lam
     else:
         view = connected(options, observe)
         view = replace(view, snapshot=wish(view.snapshot))
-    return with_configs(view) if configs else view
+    return with_configs(view, offline=options.offline or view.offline) if configs else view
 
 
 def connected(options: argparse.Namespace, work: Callable[[Kube], Awaitable[T]]) -> T:
@@ -123,7 +130,7 @@ async def observe(kube: Kube) -> View:
         await heartbeats.look(now)
     except Refused:
         notes.append(f"the agents' heartbeats in {settings.namespace} are not yours to read: all count as alive")
-    return View(replace(cache.snapshot(now), silent=heartbeats.silent), tuple(notes))
+    return View(replace(cache.snapshot(now), silent=heartbeats.silent), tuple(notes), settings.hub_offline)
 
 
 async def _list(kube: Kube, cache: Cache, source: Source, settings: Settings) -> None:
@@ -200,7 +207,7 @@ def _as_json(text: str) -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------------------- configs
-def with_configs(view: View) -> View:
+def with_configs(view: View, *, offline: bool) -> View:
     """The same with the configs of all models that are not known yet, as the controller reads them: hub, cache, catalogue."""
     known = dict(view.snapshot.configs)
     wanted = sorted({model.uri for placement in view.snapshot.placements for model in placement.models} - known.keys())
@@ -212,7 +219,7 @@ def with_configs(view: View) -> View:
 
         async def one(uri: str) -> ModelConfig | str:
             async with gate:
-                return await asyncio.to_thread(_config, uri)
+                return await asyncio.to_thread(_config, uri, offline)
 
         return list(await asyncio.gather(*(one(uri) for uri in wanted)))
 
@@ -220,8 +227,8 @@ def with_configs(view: View) -> View:
     return replace(view, snapshot=replace(view.snapshot, configs=tuple(sorted(known.items()))))
 
 
-def _config(uri: str) -> ModelConfig | str:
+def _config(uri: str, offline: bool) -> ModelConfig | str:
     try:
-        return hub.model_config(uri, offline=bool(os.environ.get(f"{PREFIX}HUB_OFFLINE")))
+        return hub.model_config(uri, offline=offline)
     except CotenantError as error:
         return str(error)

@@ -28,6 +28,8 @@ from cotenant.errors import CotenantError
 BAR = 40
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
+Shares = dict[tuple[str, str, str], str]
+"""As written, by namespace, placement and model."""
 UNDONE = ("Unplaced", "Waiting", "Failed")
 
 
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("node", nargs="*", metavar="NODE", help="only these nodes")
     parser.add_argument("-n", "--namespace", help="only nodes where models of this namespace are")
-    cluster.add_arguments(parser)
+    cluster.add_arguments(parser, configs=False)
     terminal.add_output(parser)
     options = parser.parse_args(argv)
     try:
@@ -63,8 +65,9 @@ def picture(seen: Snapshot, names: Iterable[str] = (), namespace: str | None = N
     """Every node, its GPUs and their tenants, as plain data; bytes."""
     known = consider(seen, Memo())
     wanted = set(names)
+    shares = {(p.namespace, p.name, model.name): str(model.share) for p in seen.placements for model in p.models}
     nodes = [
-        _node(machine, known, seen)
+        _node(machine, known, seen.policy.headroom, shares)
         for name, machine in known.machines.machines.items()
         if (not wanted or name in wanted) and (namespace is None or _hosts(machine, known, namespace))
     ]
@@ -75,19 +78,19 @@ def _hosts(machine: Machine, known: Considered, namespace: str) -> bool:
     return any(t.pod.namespace == namespace for d in machine.devices for t in known.ledger[d.uuid].tenants)
 
 
-def _node(machine: Machine, known: Considered, seen: Snapshot) -> dict[str, Any]:
+def _node(machine: Machine, known: Considered, headroom: int, shares: Shares) -> dict[str, Any]:
     devices = sorted(machine.devices, key=lambda device: (device.index, device.uuid))
     return {
         "name": machine.node.name,
         "product": machine.product,
         "closed": machine.lost or machine.closed,
-        "gpus": [_gpu(known.ledger[device.uuid], known, seen) for device in devices],
+        "gpus": [_gpu(known.ledger[device.uuid], known, headroom, shares) for device in devices],
     }
 
 
-def _gpu(account: Account, known: Considered, seen: Snapshot) -> dict[str, Any]:
+def _gpu(account: Account, known: Considered, default: int, shares: Shares) -> dict[str, Any]:
     device = account.device
-    headroom = max(account.headroom, 0 if account.tenants else seen.policy.headroom)
+    headroom = max(account.headroom, 0 if account.tenants else default)
     kept = device.usable * headroom // SCALE
     return {
         "index": device.index,
@@ -101,17 +104,14 @@ def _gpu(account: Account, known: Considered, seen: Snapshot) -> dict[str, Any]:
         "free": max(0, device.usable - kept - account.promised - account.foreign),
         "unusable": known.binding.unusable(device.uuid),
         "held": device.holder or "",
-        "tenants": [_tenant(tenant, account, seen) for tenant in account.tenants],
+        "tenants": [_tenant(tenant, account, shares) for tenant in account.tenants],
         "strangers": [{"pid": s.pid, "command": s.command, "pod": s.pod, "used": s.used} for s in device.strangers],
         "unexplained": account.unexplained,
     }
 
 
-def _tenant(tenant: Tenant, account: Account, seen: Snapshot) -> dict[str, Any]:
+def _tenant(tenant: Tenant, account: Account, shares: Shares) -> dict[str, Any]:
     pod = tenant.pod
-    shares = {
-        (p.namespace, p.name, model.name): str(model.share) for p in seen.placements for model in p.models
-    }  # fmt: skip
     used = next((r.used for r in account.device.tenants if (r.namespace, r.pod) == (pod.namespace, pod.name)), 0)
     return {
         "namespace": pod.namespace,

@@ -96,7 +96,6 @@ class Outlook:
     """By placement: what only a change of the spec puts right."""
     why: Ground | None
     """Of those without a place; None where there is none."""
-    notes: tuple[str, ...]
 
 
 def outlook(course: Course, *, bound: bool = True) -> Outlook:
@@ -109,7 +108,6 @@ def outlook(course: Course, *, bound: bool = True) -> Outlook:
         estimates=_estimates(course.after),
         issues=_issues(course.after),
         why=Ground(course.after) if any(fate.lacks for fate in fates) else None,
-        notes=course.notes,
     )
 
 
@@ -117,6 +115,7 @@ def outlook(course: Course, *, bound: bool = True) -> Outlook:
 def _fates(course: Course) -> list[Fate]:
     devices = {d.uuid: d for seen in (course.before, course.after) for n in seen.gpu_nodes for d in n.devices}
     before, after = _by_replica(course.before), _by_replica(course.after)
+    actions = {(action.verb, action.pod): action for action in course.actions}
     fates = []
     wanted = set()
     for placement in course.after.placements:
@@ -128,11 +127,11 @@ def _fates(course: Course) -> list[Fate]:
                 fates.append(
                     _fate(
                         key, str(model.share), before.get(key), after.get(key), said.get((model.name, index), {}),
-                        course, devices,
+                        actions, devices,
                     )
                 )  # fmt: skip
     for key in sorted(before.keys() - wanted):
-        stop = _action(course, "stop", before[key])
+        stop = _action(actions, "stop", before[key])
         if stop:
             there = _where(before[key], devices)
             fates.append(
@@ -151,6 +150,8 @@ def _fates(course: Course) -> list[Fate]:
 
 
 ReplicaKey = tuple[str, str, str, int]
+Actions = dict[tuple[str, str], Action]
+"""The last one by verb and pod."""
 
 
 def _by_replica(seen: Snapshot) -> dict[ReplicaKey, Pod]:
@@ -172,14 +173,14 @@ def _fate(
     before: Pod | None,
     after: Pod | None,
     said: dict[str, Any],
-    course: Course,
+    actions: Actions,
     devices: dict[str, Device],
 ) -> Fate:
     old, new = _where(before, devices), _where(after, devices)
     if before is not None and after is not None and before.uid == after.uid:
         # where it stays although its spec asks otherwise, the status says why
         return Fate(*key, share, "stays", 0, old, new, said.get("reason", ""), said.get("message", ""))
-    stop, start = _action(course, "stop", before), _action(course, "start", after)
+    stop, start = _action(actions, "stop", before), _action(actions, "start", after)
     if new is None:
         reason, message = said.get("reason", ""), said.get("message", "")
         if stop and before:
@@ -199,12 +200,11 @@ def _where(pod: Pod | None, devices: dict[str, Device]) -> Where | None:
     return Where(pod.allocation, tuple(devices[u].index for u in pod.allocation.gpus if u in devices))
 
 
-def _action(course: Course, verb: str, pod: Pod | None) -> Action | None:
+def _action(actions: Actions, verb: str, pod: Pod | None) -> Action | None:
     """The last of this kind that names this pod."""
     if pod is None:
         return None
-    name = f"{pod.namespace}/{pod.name}"
-    return next((action for action in reversed(course.actions) if (action.verb, action.pod) == (verb, name)), None)
+    return actions.get((verb, f"{pod.namespace}/{pod.name}"))
 
 
 def _estimates(seen: Snapshot) -> dict[str, dict[str, Any]]:

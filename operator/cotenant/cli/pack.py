@@ -15,6 +15,7 @@ import yaml
 from cotenant import solver
 from cotenant.core.packing import Plan, pack
 from cotenant.core.problemfile import ProblemFile, answer, read_problem
+from cotenant.core.whyhere import on_board, why_here
 from cotenant.errors import CotenantError, InvalidSpec
 
 STEPS_PER_SECOND = 8000
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--moves", type=_count, help="running replicas that may be disturbed to place others (default: any number)"
     )
+    parser.add_argument("--explain", action="store_true", help="say of each placement why it is there")
     parser.add_argument(
         "--move-equals", action="store_true", help="replicas of equal priority may be moved too, never displaced"
     )
@@ -78,7 +80,13 @@ def solve(file: ProblemFile, options: argparse.Namespace) -> dict[str, object]:
     left = began + options.seconds - time.monotonic()
     if exact and left > 0.2 and not is_proven(plan):
         plan = solver.improve(problem, plan, left)
-    return {**answer(plan, file), "seconds": round(time.monotonic() - began, 3)}
+    found = answer(plan, file)
+    if options.explain:
+        board = on_board(problem, plan)
+        placed = [r for r, spot in enumerate(board.spot) if spot]
+        for entry, r in zip(cast(list[dict[str, object]], found["placements"]), placed, strict=True):
+            entry["why"] = why_here(board, r).text
+    return {**found, "seconds": round(time.monotonic() - began, 3)}
 
 
 def is_proven(plan: Plan) -> bool:

@@ -69,6 +69,8 @@ class _World:
     memo: Memo = field(default_factory=Memo)
     turn: int = 1
     actions: list[Action] = field(default_factory=list)
+    started: list[Pod] = field(default_factory=list)
+    """In the pass under way."""
     manifests: dict[Key, Manifest] = field(default_factory=dict)
     helpers: dict[Key, Manifest] = field(default_factory=dict)
     services: dict[Key, Manifest] = field(default_factory=dict)
@@ -102,6 +104,8 @@ class _World:
             self._delete(delete)
         for create in decision.creates:
             self._create(create, decision)
+        self.seen = replace(self.seen, pods=(*self.seen.pods, *self.started))
+        self.started.clear()
         for apply in decision.applies:
             body = {**apply.manifest, "metadata": {**apply.manifest["metadata"], "uid": "planned"}}
             key = (body["metadata"]["namespace"], body["metadata"]["name"])
@@ -150,8 +154,7 @@ class _World:
         if role == "engine":
             self.manifests[key] = create.manifest
             self._say("start", key, create.reason, create.message)
-            started = replace(records.pod(body), created=self.seen.now)
-            self.seen = replace(self.seen, pods=(*self.seen.pods, started))
+            self.started.append(replace(records.pod(body), created=self.seen.now))
             return
         self.helpers[key] = create.manifest
         self._say("prove" if role == preflight.ROLE else "hold", key, create.reason, create.message)
