@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from cotenant import metrics
 from cotenant.controller.cache import Cache, Key
 from cotenant.controller.events import Events
+from cotenant.controller.evidence import before_cleanup, start_logs
 from cotenant.controller.outbox import Letter, Outbox
 from cotenant.controller.refusals import Refusals
 from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES
@@ -67,7 +68,7 @@ class Act:
             creates = creates[:MOST_CREATES]
             self._ring(0.0)
         ended = {pod.uid for pod in seen.pods if pod.ended is not None}
-        first = _before_cleanup(decision, ended)
+        first = before_cleanup(decision, ended)
         await self.outbox.urgent(True)
         try:
             written = await asyncio.gather(*(self._now(outcome, self._write_status, status) for status in first))
@@ -85,7 +86,7 @@ class Act:
         finally:
             await self.outbox.urgent(False)
         await self.outbox.replace(self._letters(decision, {(s.namespace, s.name) for s in first}, seen))
-        asked = (*decision.creates, *decision.deletes, *decision.applies, *decision.statuses)
+        asked: tuple[Change, ...] = (*decision.creates, *decision.deletes, *decision.applies, *decision.statuses)
         outcome.retry_in = self._refusals.settle(_subject(what) for what in asked)
         told = {(str(s[1]), str(s[2])): why for s, why in self._refusals.messages().items() if s[0] == "Create"}
         if told != self._cache.refusals:
@@ -205,7 +206,7 @@ class Act:
             for a in decision.applies
             if not self._refusals.must_wait(_subject(a), a)
         ]
-        taught = _start_logs(seen)
+        taught = start_logs(seen)
         for status in decision.statuses:
             key = (status.namespace, status.name)
             if key not in written and not self._refusals.must_wait(_subject(status), status):
@@ -275,22 +276,6 @@ class Act:
     async def stop(self) -> None:
         """End what is under way beside."""
         await self.outbox.stop()
-
-
-def _before_cleanup(decision: Decision, ended: set[str]) -> list[WriteStatus]:
-    """The statuses that remember why a pod ended which is about to be deleted: the pod is the only other witness."""
-    owners = {(d.about[0], d.about[1]) for d in decision.deletes if d.about and d.uid in ended}
-    return [status for status in decision.statuses if (status.namespace, status.name) in owners]
-
-
-def _start_logs(seen: Snapshot) -> dict[Key, tuple[Pod, ...]]:
-    """The pods whose start log this pass read, by placement."""
-    found: dict[Key, tuple[Pod, ...]] = {}
-    for pod in seen.pods:
-        if pod.start_log:
-            key = (pod.namespace, pod.placement)
-            found[key] = (*found.get(key, ()), pod)
-    return found
 
 
 def _subject(what: Change) -> tuple[str, str, str, str]:

@@ -10,9 +10,10 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from cotenant.controller.cache import Cache
+from cotenant.controller.cache import Cache, Key
+from cotenant.core.decision import Decision, WriteStatus
 from cotenant.core.names import ENGINE_CONTAINER
-from cotenant.core.snapshot import Placement, Pod
+from cotenant.core.snapshot import Placement, Pod, Snapshot
 from cotenant.errors import ClusterError, NotFound, Refused
 
 log = logging.getLogger(__name__)
@@ -104,3 +105,19 @@ def reader(pod_log: Callable[..., Awaitable[str]]) -> ReadLog:
         return await pod_log(namespace, name, tail_lines=LINES, limit_bytes=BYTES, container=ENGINE_CONTAINER)
 
     return read
+
+
+def before_cleanup(decision: Decision, ended: set[str]) -> list[WriteStatus]:
+    """The statuses that remember why a pod ended which is about to be deleted: the pod is the only other witness."""
+    owners = {(d.about[0], d.about[1]) for d in decision.deletes if d.about and d.uid in ended}
+    return [status for status in decision.statuses if (status.namespace, status.name) in owners]
+
+
+def start_logs(seen: Snapshot) -> dict[Key, tuple[Pod, ...]]:
+    """The pods whose start log this pass read, by placement."""
+    found: dict[Key, tuple[Pod, ...]] = {}
+    for pod in seen.pods:
+        if pod.start_log:
+            key = (pod.namespace, pod.placement)
+            found[key] = (*found.get(key, ()), pod)
+    return found
