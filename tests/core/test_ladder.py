@@ -138,6 +138,16 @@ def test_a_greedy_neighbour_is_blamed_before_anything_shrinks() -> None:
     assert step.changes == Overrides(wait_for_free=28 * GIB + 3 * GIB)
 
 
+def test_who_others_starve_moves_away_before_it_shrinks() -> None:
+    death = Verdict(Kind.RUNTIME_OUT_OF_MEMORY, "oom", blame=Blame.NEIGHBOUR, blamed="a/b")
+
+    assert rungs(climb(death, facts=replace(FACTS, elsewhere=60 * GIB)))[:3] == [
+        Rung.RESTART,
+        Rung.MOVE,
+        Rung.LOWER_KV_CACHE,
+    ]
+
+
 def test_no_room_waits_for_the_memory_and_is_never_given_up() -> None:
     full = Verdict(
         Kind.NO_ROOM_AT_START, "no room", blame=Blame.STRANGER, numbers=Numbers(free=10 * GIB, wanted=28 * GIB)

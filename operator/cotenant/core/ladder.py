@@ -216,7 +216,15 @@ def heal(fault: Fault | None, generation: int, ready_since: float | None, now: f
 
 def _climb(ladder: Ladder, case: Case, taken: tuple[str, ...]) -> tuple[tuple[Rung, ...], Settings]:
     """The next rung that helps, and what it changes. Starting again is the ground, not a rung: it may come again."""
-    for rung in ladder.rungs:
+    rungs = ladder.rungs
+    if case.verdict.blame in _OTHERS and Rung.MOVE in rungs:
+        # away from who took the memory, before anything of its own is made smaller
+        rungs = (
+            *(rung for rung in rungs if rung is _START),
+            Rung.MOVE,
+            *(rung for rung in rungs if rung is not _START),
+        )
+    for rung in rungs:
         if rung in taken:
             continue
         if rung is Rung.RESTART:
@@ -234,6 +242,7 @@ def _climb(ladder: Ladder, case: Case, taken: tuple[str, ...]) -> tuple[tuple[Ru
 
 
 _BESIDE = ((Setting.AVOID, Rung.MOVE), (Setting.YIELD, Rung.YIELD))
+_OTHERS = (Blame.STRANGER, Blame.NEIGHBOUR)
 _RACE = (Blame.LEAVING, Blame.STARTING)
 _BOOKED = (Kind.NO_KV_CACHE_MEMORY, Kind.KV_CACHE_TOO_SMALL)
 """What vLLM books by how much free memory changed while it started: only who came or went meanwhile can be to blame."""
