@@ -21,8 +21,10 @@ log = logging.getLogger(__name__)
 ReadLog = Callable[[str, str], Awaitable[str]]
 """(namespace, pod) -> the end of its log."""
 
-LINES = 400
-BYTES = 64 * 1024
+LINES = 1500
+BYTES = 256 * 1024
+"""Of the end of a log: the API server's traceback of some 60 lines comes last, before it up to 130 of every rank's, and
+the cause stands in the first rank's. The kubelet takes the last lines and of those the first bytes."""
 READERS = 8
 PAUSES = (0.0, 0.5, 2.0)
 """Seconds before each try; a kubelet that does not answer then has nothing to say."""
