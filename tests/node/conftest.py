@@ -15,7 +15,7 @@ from tests.cluster import build
 from tests.node import images, needs
 from tests.node.config import Gpu
 from tests.node.lab import NODE, Lab
-from tests.node.world import MODELS, SYSTEM, VALUES, World
+from tests.node.world import CLUSTER_POLICY, CLUSTER_POLICY_CRD, MODELS, SYSTEM, VALUES, World
 
 FIRST, SECOND, THIRD = (f"GPU-{digit * 8}-{digit * 4}-{digit * 4}-{digit * 4}-{digit * 12}" for digit in "123")
 RTX_PRO_6000 = ("NVIDIA RTX PRO 6000 Blackwell", 97_887 << 20, 597 << 20)
@@ -56,6 +56,8 @@ def world(lab: Lab) -> World:
     labels = ["cotenant.dev/managed=true", "nvidia.com/gpu.present=true"]
     labels.append("nvidia.com/gpu.product=NVIDIA-RTX-PRO-6000-Blackwell")
     lab.kubectl("label", "node", NODE, *labels)
+    lab.api.install_crds([CLUSTER_POLICY_CRD])
+    lab.api.apply(CLUSTER_POLICY)
     rendered = helm("template", "cotenant", str(CHART), values=VALUES)
     lab.kubectl("apply", "--server-side", "-f", "-", input=rendered)
     lab.kubectl("create", "namespace", MODELS)

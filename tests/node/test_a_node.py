@@ -188,6 +188,22 @@ def test_a_node_that_does_not_keep_gpus_apart_gets_no_engine_and_says_why(world:
     world.remove("late")
 
 
+def test_a_changed_cluster_policy_asks_for_a_new_proof_and_restarts_nobody(world: World, sparrow: str) -> None:
+    before, proofs = uids(world.engines(sparrow)), uids(world.pods("preflight"))
+
+    change: Object = {"spec": {"cdi": {"enabled": True, "default": True}}}
+    world.lab.api.patch("nvidia.com/v1", "ClusterPolicy", "cluster-policy", change)
+
+    def renewed() -> bool:
+        now = world.pods("preflight")
+        verdicts = [preflight.read(pod).verdict for pod in now.values()]
+        return not set(now) & set(proofs) and [type(each) for each in verdicts] == [preflight.Passed]
+
+    world.until("a new proof", renewed)
+    assert uids(world.engines(sparrow)) == before
+    world.await_ready(sparrow)
+
+
 # ------------------------------------------------------------------------------------------------- engines that die
 def test_a_run_time_death_with_exit_code_0_is_a_death_and_is_started_again(world: World, sparrow: str) -> None:
     before = uids(world.engines(sparrow))

@@ -24,13 +24,44 @@ PATIENCE = 180.0
 
 _IMAGE: Object = {"repository": images.COTENANT, "tag": images.TAG, "pullPolicy": "Never"}
 VALUES: Object = {
-    "controller": {"image": _IMAGE, "logLevel": "DEBUG"},
+    "controller": {
+        "image": _IMAGE,
+        "logLevel": "DEBUG",
+        "env": {"COTENANT_RESYNC": "15", "COTENANT_HUB_OFFLINE": "true"},
+    },
+    "injection": {"style": "auto"},
     "agent": {"image": _IMAGE, "intervalSeconds": 1, "logLevel": "DEBUG"},
     "engines": [{"name": "vllm", "image": images.ENGINE, "version": "0.33.0"}],
     "holder": {"image": PAUSE_IMAGE, "idleSeconds": 5},
     "policy": {"defaultCPU": "50m", "defaultMemory": "64Mi"},
 }
-"""The chart's values here: images that are there, and small requests."""
+"""The chart's values here: images that are there, small requests, and the injection style as the cluster's objects say."""
+
+CLUSTER_POLICY_CRD: Object = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "clusterpolicies.nvidia.com"},
+    "spec": {
+        "group": "nvidia.com",
+        "names": {"kind": "ClusterPolicy", "plural": "clusterpolicies", "singular": "clusterpolicy"},
+        "scope": "Cluster",
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
+CLUSTER_POLICY: Object = {
+    "apiVersion": "nvidia.com/v1",
+    "kind": "ClusterPolicy",
+    "metadata": {"name": "cluster-policy", "labels": {"app.kubernetes.io/version": "v26.7.0"}},
+    "spec": {"cdi": {"enabled": True, "nriPluginEnabled": False}},
+}
+"""As GPU Operator 26.7 makes it by default; the rest of it decides nothing here."""
 
 
 @dataclass(frozen=True)
