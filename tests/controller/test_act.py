@@ -17,6 +17,7 @@ from cotenant.core.decision import Apply, Create, Decision, Delete, Emit, WriteS
 from cotenant.core.names import STATUS_MANAGER
 from cotenant.core.snapshot import Policy
 from cotenant.kube import Kube
+from tests.cluster.control_plane import ControlPlane
 from tests.controller.builders import Body, engine_pod, placement
 
 
@@ -234,3 +235,40 @@ async def test_what_waits_to_be_sent_is_taken_back_by_the_next_pass(world: World
 
     live = await world.kube.get("cotenant.dev/v1alpha1", "ModelPlacement", "sparrow", world.namespace)
     assert live["status"]["summary"] == "2/9"
+
+
+async def test_a_right_that_is_missing_is_not_asked_for_at_every_pass(world: World, with_crds: ControlPlane) -> None:
+    powerless = with_crds.service_account_kubeconfig(world.namespace, "default")
+    asked: list[str] = []
+    async with await Kube.connect(str(powerless)) as kube:
+        kube.on_request = lambda verb, _kind, _status, _seconds: asked.append(verb)
+        act = Act(kube, world.cache, 4, "powerless", world.rings.append)
+        wishes = Decision(
+            creates=(world.create(),),
+            deletes=(Delete(world.namespace, "sparrow-mistral", "", "ModelRemoved", kind="Service"),),
+            statuses=(WriteStatus(world.namespace, "sparrow", {"summary": "0/1"}),),
+        )
+        outcomes = []
+        for _ in range(5):
+            outcomes.append(await act.carry_out(wishes, world.cache.snapshot(0)))
+            await act.outbox.drained()
+        await act.stop()
+
+    assert sorted(asked) == ["DELETE", "PATCH", "POST"]
+    assert all(outcome.retry_in is not None for outcome in outcomes[1:])
+    ((_, _, message),) = world.cache.snapshot(0).refusals
+    assert "cannot create resource" in message
+
+
+async def test_a_create_without_an_answer_is_looked_up_before_anything_else_is_done(world: World) -> None:
+    await world.do(creates=(world.create(),))
+    forgetful = Cache(sources(Policy()), Policy())
+    act = Act(world.kube, forgetful, 4, "another", world.rings.append)
+    act._unknown.add((world.namespace, "sparrow-mistral-0"))
+
+    outcome = await act.carry_out(Decision(creates=(world.create("sparrow-mistral-1"),)), forgetful.snapshot(0))
+    await act.stop()
+
+    assert outcome.failed, "it was decided without knowing of the pod"
+    assert [pod.name for pod in forgetful.snapshot(0).pods] == ["sparrow-mistral-0"]
+    assert len(await world.kube.list("v1", "Pod", world.namespace)) == 1

@@ -59,10 +59,10 @@ def kill_and_check(stage: Stage, kills: int, seed: int) -> None:
         stage.start_controller()
         if chance.random() < 0.85:  # else it dies while it begins
             stage.until(lambda before=before: lives_seen(stage) > before, 60, "the controller to see the cluster")
-        end = time.monotonic() + chance.uniform(0.0, 3.0)
+        end = time.monotonic() + chance.uniform(0.0, 2.0)
         while time.monotonic() < end:
             change(stage, wishes, chance)
-            time.sleep(chance.uniform(0, 0.5))
+            time.sleep(chance.uniform(0, 0.4))
         stage.kill_controller()
         if chance.random() < 0.3:
             change(stage, wishes, chance)  # nobody hears of it
