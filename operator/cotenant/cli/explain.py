@@ -47,7 +47,9 @@ def main(argv: list[str]) -> int:
         if not found:
             raise ExplainError(_missing(view, namespace, placement, model, index))
         events = (
-            [] if options.snapshot else cluster.connected(options, lambda kube: _events(kube, namespace, placement))
+            []
+            if options.snapshot
+            else cluster.connected(options, lambda kube: _events(kube, namespace, placement, model, index))
         )
     except CotenantError as error:
         print(f"cotenant explain: {error}", file=sys.stderr)
@@ -88,8 +90,11 @@ def _missing(view: cluster.View, namespace: str, placement: str, model: str | No
     return f"{namespace}/{placement} asks for no replica"
 
 
-async def _events(kube: Kube, namespace: str, placement: str) -> list[dict[str, Any]]:
-    """The newest events about a placement; none where they may not be read."""
+async def _events(
+    kube: Kube, namespace: str, placement: str, model: str | None, index: int | None
+) -> list[dict[str, Any]]:
+    """The newest events about a placement, or those that name its model; none where they may not be read."""
+    about = "" if model is None else f"{model}-" if index is None else f"{model}-{index}"
     try:
         found = await kube.list("events.k8s.io/v1", "Event", namespace)
     except (Refused, NotFound, ClusterError):
@@ -99,6 +104,7 @@ async def _events(kube: Kube, namespace: str, placement: str) -> list[dict[str, 
         for event in found
         if (event.get("regarding") or {}).get("kind") == "ModelPlacement"
         and event["regarding"].get("name") == placement
+        and about in event.get("note", "")
     ]
     told = [
         {

@@ -94,20 +94,19 @@ class Outlook:
     """By `namespace/placement/model`."""
     issues: dict[Key, str]
     """By placement: what only a change of the spec puts right."""
-    why: Ground | None
-    """Of those without a place; None where there is none."""
+    why: Ground
+    """Of every place and of those without one, in the end."""
 
 
 def outlook(course: Course, *, bound: bool = True) -> Outlook:
     """What this course means."""
-    fates = tuple(_fates(course))
     return Outlook(
-        fates=fates,
+        fates=tuple(_fates(course)),
         actions=course.actions,
         quality=quality(course, bound=bound),
         estimates=_estimates(course.after),
         issues=_issues(course.after),
-        why=Ground(course.after) if any(fate.lacks for fate in fates) else None,
+        why=Ground(course.after),
     )
 
 

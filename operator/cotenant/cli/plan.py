@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
     add_files(parser)
     cluster.add_arguments(parser)
     parser.add_argument("--fast", action="store_true", help="leave out the proven minimum of GPUs")
+    parser.add_argument("--explain", action="store_true", help="say of each replica that is placed why it is there")
     terminal.add_output(parser)
     options = parser.parse_args(argv)
     try:
@@ -44,9 +45,9 @@ def main(argv: list[str]) -> int:
         return 1
     fates = _shown(seen, keys)
     if options.output == "table":
-        show(terminal.console(), seen, fates, keys, notes)
+        show(terminal.console(), seen, fates, keys, notes, explain=options.explain)
     else:
-        terminal.emit(_data(seen, fates, notes), options.output)
+        terminal.emit(_data(seen, fates, notes, explain=options.explain), options.output)
     return 2 if _falls_short(seen, fates, keys) else 0
 
 
@@ -85,7 +86,15 @@ def _falls_short(seen: Outlook, fates: list[Fate], keys: frozenset[Key]) -> bool
 
 
 # ------------------------------------------------------------------------------------------------------------- showing
-def show(console: Console, seen: Outlook, fates: list[Fate], keys: frozenset[Key], notes: tuple[str, ...]) -> None:
+def show(
+    console: Console,
+    seen: Outlook,
+    fates: list[Fate],
+    keys: frozenset[Key],
+    notes: tuple[str, ...],
+    *,
+    explain: bool = False,
+) -> None:
     """The plan for people."""
     mine = [fate for fate in fates if fate.key in keys]
     others = [fate for fate in fates if fate.key not in keys and fate.verb != "stays"]
@@ -97,11 +106,14 @@ def show(console: Console, seen: Outlook, fates: list[Fate], keys: frozenset[Key
     if others:
         console.print("Other placements that this touches:")
         console.print(_table(others))
+    for fate in fates if explain else ():
+        if fate.after and (why := seen.why.against_others(fate.path)):
+            console.print(f"+ {fate.name} on {_short(fate.after)}: {why}", soft_wrap=True)
     for (reason, message, lacks), alike in _alike(fates).items():
         sign, style = ("x", "bold red") if lacks else ("-", "")
         names = ", ".join(fate.name for fate in alike)
         console.print(Text(f"{sign} {names}: {reason}: {message}", style=style), soft_wrap=True)
-        if lacks and seen.why:
+        if lacks:
             for line in seen.why.nowhere(alike[0].path):
                 console.print(f"    {line}", soft_wrap=True)
     for key, message in seen.issues.items():
@@ -212,11 +224,11 @@ def _show_quality(console: Console, seen: Outlook) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
-def _data(seen: Outlook, fates: list[Fate], notes: tuple[str, ...]) -> dict[str, Any]:
+def _data(seen: Outlook, fates: list[Fate], notes: tuple[str, ...], *, explain: bool = False) -> dict[str, Any]:
     found = seen.quality
     left = found.fragmentation
     return {
-        "replicas": [_fate_data(fate, seen) for fate in fates],
+        "replicas": [_fate_data(fate, seen, explain) for fate in fates],
         "issues": [{"placement": "/".join(key), "message": message} for key, message in seen.issues.items()],
         "order": [
             {"turn": a.turn, "do": a.verb, "pod": a.pod, "reason": a.reason, "message": a.message} for a in seen.actions
@@ -231,7 +243,7 @@ def _data(seen: Outlook, fates: list[Fate], notes: tuple[str, ...]) -> dict[str,
     }
 
 
-def _fate_data(fate: Fate, seen: Outlook) -> dict[str, Any]:
+def _fate_data(fate: Fate, seen: Outlook, explain: bool) -> dict[str, Any]:
     out: dict[str, Any] = {
         "namespace": fate.namespace,
         "placement": fate.placement,
@@ -247,7 +259,9 @@ def _fate_data(fate: Fate, seen: Outlook) -> dict[str, Any]:
         out["before"] = _place_data(fate.before)
     if fate.message:
         out |= {"reason": fate.reason, "message": fate.message}
-    if fate.lacks and seen.why and (why := seen.why.reason(fate.path)):
+    if explain and fate.after:
+        out["whyHere"] = seen.why.against_others(fate.path)
+    if fate.lacks and (why := seen.why.reason(fate.path)):
         out["why"] = reason_data(why)
     return out
 

@@ -15,13 +15,16 @@ from cotenant.core.deaths import Kind
 from cotenant.core.inventory import Machine
 from cotenant.core.ladder import LADDERS
 from cotenant.core.ledger import Account, Tenant
-from cotenant.core.remedies import PERMISSION, overrides
+from cotenant.core.remedies import PERMISSION, Rung, Setting, overrides
 from cotenant.core.replica import Replica
 from cotenant.core.share import SCALE, Auto, Bytes, Percent, gib
 from cotenant.core.snapshot import Allocation, Fault, Learned, Model, Placement, Pod, Snapshot
 from cotenant.core.status import rfc3339
 from cotenant.core.vllm import Engine
 
+IN_BYTES = frozenset(
+    {Setting.KV_CACHE_BYTES, Setting.WAIT_FOR_FREE, Setting.YIELD, Setting.HOST_MEMORY, Setting.SHARED_MEMORY}
+)
 Parts = tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -273,9 +276,14 @@ def _fault(fault: Fault | None, model: Model) -> list[str]:
     if fault.remedies:
         lines.append(f"taken: {', '.join(fault.remedies)}")
     if fault.settings:
-        lines.append("so it runs with " + ", ".join(f"{name}={value}" for name, value in fault.settings))
+        lines.append("so it runs with " + ", ".join(f"{name}={_told(name, value)}" for name, value in fault.settings))
     lines += _next(fault, model)
     return lines
+
+
+def _told(name: str, value: str) -> str:
+    """A setting's value; bytes as people read them."""
+    return gib(int(value)) if name in IN_BYTES and value.isdecimal() else value
 
 
 def _next(fault: Fault, model: Model) -> list[str]:
@@ -286,6 +294,8 @@ def _next(fault: Fault, model: Model) -> list[str]:
         return []
     left = [rung for rung in ladder.rungs if rung not in fault.remedies]
     allowed = [str(r) for r in left if PERMISSION.get(r) is None or PERMISSION[r] in model.on_out_of_memory.allow]
+    if (ladder.repeat or ladder.outside) and Rung.RESTART in fault.remedies:
+        allowed.append(f"{Rung.RESTART} again")
     barred = [f"{r} (allow {PERMISSION[r]})" for r in left if str(r) not in allowed]
     lines = [f"next, as far as it helps: {', '.join(allowed) or 'nothing is left'}"] if not fault.failed else []
     if barred:

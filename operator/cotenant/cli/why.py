@@ -9,11 +9,12 @@ from cotenant.core.memo import Memo
 from cotenant.core.packing import pack
 from cotenant.core.pins import pin
 from cotenant.core.planning import first_question
-from cotenant.core.problem import Change, Limit, Problem, Reason
+from cotenant.core.problem import Change, Limit, Plan, Problem, Reason
 from cotenant.core.reconcile import Considered, consider
 from cotenant.core.replica import Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Snapshot
+from cotenant.core.whyhere import on_board, why_here
 
 NAMED = 4
 """Nodes that are named in a sentence."""
@@ -30,7 +31,8 @@ class Ground:
             known.hopeful, known.machines, known.ledger, known.binding.unusable, known.binding.cost, seen.policy,
             known.orphans, memo,
         )  # fmt: skip
-        self._reasons: dict[tuple[str, int], Reason] | None = None
+        self._packed: Plan | None = None
+        self._board: Board | None = None
         self._numbers = {
             member.key: (workload, number)
             for workload, members in self._asked.groups.items()
@@ -62,8 +64,35 @@ class Ground:
         if beside:
             lines.append(f"shares with {', '.join(beside)}: no further GPU is used for it")
         if number is not None:
+            lines.append(f"against the best other place now: {self.against_others(key)}")
             lines.extend(self._alternatives(*number, allocation.node))
         return lines
+
+    def against_others(self, key: str) -> str:
+        """What this place wins by, were the replica to be placed anew; '' where the packer did not place it."""
+        number = self._numbers.get(key)
+        if self._board is None:
+            self._board = on_board(self._asked.problem, self._plan())
+        board = self._board
+        found = next(
+            (
+                r
+                for r, owner in enumerate(board.owner)
+                if (board.workloads[owner].key, board.number[r]) == number and board.spot[r]
+            ),
+            None,
+        )
+        if found is None:
+            return ""
+        runs, board.runs[found] = board.runs[found], False
+        text = why_here(board, found).text
+        board.runs[found] = runs
+        return text
+
+    def _plan(self) -> Plan:
+        if self._packed is None:
+            self._packed = pack(self._asked.problem)
+        return self._packed
 
     def _alternatives(self, workload: str, number: int, node: str) -> list[str]:
         """Where else it would fit right now, were it not where it is."""
@@ -80,10 +109,8 @@ class Ground:
 
     def reason(self, key: str) -> Reason | None:
         """Why a replica has no place, as data; None where the packer was not asked, or has one for it."""
-        if self._reasons is None:
-            self._reasons = {(u.workload, u.replica): u.reason for u in pack(self._asked.problem).unplaced}
         number = self._numbers.get(key)
-        return self._reasons.get(number) if number else None
+        return next((u.reason for u in self._plan().unplaced if (u.workload, u.replica) == number), None)
 
     def nowhere(self, key: str) -> list[str]:
         """The same in words: per class of nodes what binds, and the smallest changes that would help."""
