@@ -34,10 +34,11 @@ def is_transient(status: int, data: bytes, method: str, body: Manifest | None) -
             "ServerTimeout",
             "Timeout",
         )
-    # Two appliers met: without a resourceVersion of ours the next attempt merges onto what the other left.
+    # Two appliers met: without a resourceVersion of ours the next attempt merges onto what the other left. Or two
+    # creates met at one ResourceQuota, which counts them one after the other.
     return (
         status == 409
-        and method == "PATCH"
+        and method in ("PATCH", "POST")
         and answer.get("reason") == "Conflict"
         and "resourceVersion" not in (body or {}).get("metadata", {})
         and not (answer.get("details") or {}).get("causes")  # conflicts of field managers stay

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from cotenant import answers
 from cotenant.errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
 from cotenant.kube import PAGE, Kube
 from tests.cluster.control_plane import ControlPlane
@@ -125,3 +127,34 @@ async def _persistent(kube: Kube) -> dict[str, Any]:
             return await kube.get("v1", "ConfigMap", "during", "default")
         except ClusterError:
             await asyncio.sleep(0.2)
+
+
+def refused(reason: str, **details: Any) -> bytes:
+    return json.dumps({"kind": "Status", "reason": reason, "details": details, "message": "no"}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "method", "again"),
+    [
+        (0, b"", "GET", True),
+        (429, refused("TooManyRequests"), "POST", True),
+        (503, b"<html>a proxy</html>", "GET", True),
+        (500, refused("InternalError", retryAfterSeconds=1), "PATCH", True),
+        (500, refused("InternalError"), "POST", False),
+        (409, refused("Conflict"), "PATCH", True),
+        (409, refused("Conflict"), "POST", True),  # two creates met at one quota
+        (409, refused("Conflict"), "DELETE", False),  # another uid
+        (409, refused("Conflict", causes=[{"reason": "FieldManagerConflict"}]), "PATCH", False),
+        (409, refused("AlreadyExists"), "POST", False),
+        (403, refused("Forbidden"), "POST", False),
+        (422, refused("Invalid"), "PATCH", False),
+    ],
+)
+def test_what_may_succeed_a_moment_later_is_tried_again(status: int, answer: bytes, method: str, again: bool) -> None:
+    assert answers.is_transient(status, answer, method, {"metadata": {"name": "x"}}) is again
+
+
+def test_a_write_onto_one_version_is_not_repeated_onto_another() -> None:
+    body = {"metadata": {"name": "x", "resourceVersion": "7"}}
+
+    assert not answers.is_transient(409, refused("Conflict"), "PATCH", body)
