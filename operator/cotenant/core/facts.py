@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cotenant.core.inventory import Inventory, inventory
+from cotenant.core.inventory import inventory
 from cotenant.core.ledger import Account, accounts
 from cotenant.core.share import SCALE
 from cotenant.core.snapshot import Model, Placement, Pod, Snapshot, matches
@@ -41,11 +41,40 @@ class Facts:
         return self.usable * self.utilization // SCALE
 
 
-def facts_of(snapshot: Snapshot, placement: Placement, model: Model, pod: Pod, *, kv_bytes: int | None = None) -> Facts:
+class Ground:
+    """What the facts of all pods of one pass stand on, worked out once: a thousand engines may fall at the same moment."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.bins = inventory(snapshot.nodes, snapshot.gpu_nodes, snapshot.policy, snapshot.now)
+        self.ledger = accounts(self.bins.devices, snapshot.pods)
+        self._rooms: dict[tuple[int, int], dict[str, int]] = {}
+
+    def rooms(self, headroom: int, overrun: int) -> dict[str, int]:
+        """The largest share one more tenant could be promised, by GPU."""
+        found = self._rooms.get((headroom, overrun))
+        if found is None:
+            found = {uuid: _room(account, headroom, overrun) for uuid, account in self.ledger.items()}
+            self._rooms[headroom, overrun] = found
+        return found
+
+    def without(self, pod: Pod, uuid: str) -> Account:
+        """A GPU's account as if this pod were not."""
+        account = self.ledger[uuid]
+        others = tuple(tenant.pod for tenant in account.tenants if tenant.pod.uid != pod.uid)
+        return accounts({uuid: account.device}, others)[uuid]
+
+
+def facts_of(
+    snapshot: Snapshot,
+    placement: Placement,
+    model: Model,
+    pod: Pod,
+    *,
+    kv_bytes: int | None = None,
+    ground: Ground | None = None,
+) -> Facts:
     """The facts about one pod of a model that ended or cannot start. `kv_bytes`: what a like start of it learned."""
-    bins = inventory(snapshot.nodes, snapshot.gpu_nodes, snapshot.policy, snapshot.now)
-    others = tuple(other for other in snapshot.pods if other.uid != pod.uid)
-    ledger = accounts(bins.devices, others)
+    ground = ground or Ground(snapshot)
     headroom = snapshot.policy.headroom if placement.headroom is None else placement.headroom
     bare = Facts(
         key=f"{pod.namespace}/{pod.placement}/{pod.model}/{pod.replica}",
@@ -56,7 +85,7 @@ def facts_of(snapshot: Snapshot, placement: Placement, model: Model, pod: Pod, *
         start_timeout=snapshot.policy.start_timeout,
     )
     given = pod.allocation
-    here = [ledger[uuid] for uuid in given.gpus if uuid in ledger] if given else []
+    here = [ground.without(pod, uuid) for uuid in given.gpus if uuid in ground.ledger] if given else []
     if given is None or not here:
         return bare
     usable = min(account.device.usable for account in here)
@@ -69,7 +98,7 @@ def facts_of(snapshot: Snapshot, placement: Placement, model: Model, pod: Pod, *
         utilization=_ten_thousandths(given.utilization),
         overrun=given.overrun,
         room=max(0, min(rooms) - given.bytes),
-        elsewhere=_elsewhere(bins, ledger, placement, len(given.gpus), given.gpus, headroom, given.overrun),
+        elsewhere=_elsewhere(ground, placement, len(given.gpus), given.gpus, headroom, given.overrun),
         yielding=min(_held(account, lower) for account in here),
     )
 
@@ -82,22 +111,21 @@ def _room(account: Account, headroom: int, overrun: int) -> int:
 
 
 def _elsewhere(
-    bins: Inventory,
-    ledger: dict[str, Account],
+    ground: Ground,
     placement: Placement,
     gpus: int,
     avoid: tuple[str, ...],
     headroom: int,
     overrun: int,
 ) -> int:
-    best = 0
-    for name, machine in sorted(bins.machines.items()):
+    best, free = 0, ground.rooms(headroom, overrun)
+    for name, machine in sorted(ground.bins.machines.items()):
         wanted = matches(placement.selector, machine.node.labels) and (not placement.names or name in placement.names)
         if not wanted or machine.closed or machine.lost:
             continue
         rooms = sorted(
             (
-                _room(ledger[device.uuid], headroom, overrun)
+                free[device.uuid]
                 for device in machine.devices
                 if device.uuid not in avoid and device.health == "Healthy" and device.owner is None
             ),

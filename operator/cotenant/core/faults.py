@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from cotenant.core import ladder
 from cotenant.core.decision import Emit, Judged
 from cotenant.core.demand import Demands, Wanted
 from cotenant.core.drift import overdue
 from cotenant.core.evidence import evidence_of
-from cotenant.core.facts import facts_of
+from cotenant.core.facts import Ground, facts_of
 from cotenant.core.oom import judge
 from cotenant.core.pod import Tuning, lesson
 from cotenant.core.remedies import apply, overrides
@@ -75,6 +77,7 @@ def faults(snapshot: Snapshot, demands: Demands, pods: PodsByName) -> Faults:
     recorded: set[str] = set()
     events: list[Emit] = []
     judged: list[Judged] = []
+    ground = cache(lambda: Ground(snapshot))
     for wanted in demands.wanted:
         before = {fault.index: fault for fault in wanted.placement.status.faults if fault.model == wanted.model.name}
         for index in range(wanted.model.replicas):
@@ -85,7 +88,7 @@ def faults(snapshot: Snapshot, demands: Demands, pods: PodsByName) -> Faults:
             recorded.update(pod.uid for pod in mine if after is not None and after.uid == pod.uid)
             candidates: list[Pod | None] = [*mine] or [None]
             for pod in candidates:
-                after = _after(snapshot, wanted, pod, after, recorded, events, judged)
+                after = _after(snapshot, wanted, pod, after, recorded, events, judged, ground)
             if after is not None:
                 of[f"{wanted.key}/{index}"] = after
                 by_model.setdefault(wanted.key, []).append(after)
@@ -102,6 +105,7 @@ def _after(
     recorded: set[str],
     events: list[Emit],
     judged: list[Judged],
+    ground: Callable[[], Ground],
 ) -> Fault | None:
     placement = wanted.placement
     if pod is None or pod.uid in recorded:
@@ -111,7 +115,8 @@ def _after(
     if not dead and not late:
         return ladder.heal(fault, placement.generation, pod.ready_since if pod.ready else None, snapshot.now)
     verdict = judge(evidence_of(snapshot, pod, timed_out=bool(late) and not pod.blocked))
-    facts = facts_of(snapshot, placement, wanted.model, pod, kv_bytes=_known_kv(snapshot, wanted, pod))
+    known = _known_kv(snapshot, wanted, pod)
+    facts = facts_of(snapshot, placement, wanted.model, pod, kv_bytes=known, ground=ground())
     step = ladder.next_step(fault, verdict, wanted.model, facts, snapshot.now)
     if step.fault is None or step.fault == fault:
         recorded.add(pod.uid)  # nothing to take down: it was stopped on purpose
