@@ -15,6 +15,7 @@ from tests.cluster import build
 from tests.node import images, needs
 from tests.node.config import Gpu
 from tests.node.lab import NODE, Lab
+from tests.node.looks import SPARROW
 from tests.node.world import CLUSTER_POLICY, CLUSTER_POLICY_CRD, MODELS, SYSTEM, VALUES, World
 
 FIRST, SECOND, THIRD = (f"GPU-{digit * 8}-{digit * 4}-{digit * 4}-{digit * 4}-{digit * 12}" for digit in "123")
@@ -66,3 +67,12 @@ def world(lab: Lab) -> World:
     made.until("the agent's report", lambda: len(made.gpus()) == len(lab.gpus))
     lab.kubectl("rollout", "status", "-n", SYSTEM, "deploy/cotenant-controller", "--timeout=180s")
     return made
+
+
+@pytest.fixture
+def sparrow(world: World) -> Iterator[str]:
+    """The founding case, Ready; it stays from test to test."""
+    world.lab.kubectl("apply", "-n", MODELS, "-f", SPARROW)
+    world.await_ready("sparrow")
+    yield "sparrow"
+    world.calm()

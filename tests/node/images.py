@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
 from tests.cluster import build
+from tests.node.config import PAUSE_IMAGE
 from tests.node.image import Content, Image, Link, write_archive, write_layer
 from tests.node.python_layer import ENV, SITE, python_layer
 
@@ -57,3 +59,20 @@ def _engine() -> dict[str, Content]:
         "opt/engine/tests/node/engine.py": tests / "node" / "engine.py",
         **{f"opt/engine/tests/sim/{name}.py": tests / "sim" / f"{name}.py" for name in SIMULATOR},
     }
+
+
+def basic_images(folder: Path) -> Path:
+    """A pause image and a shell."""
+    pause = folder / "pause"
+    program = "int pause(void); int main(void) { for (;;) pause(); }"
+    subprocess.run(["gcc", "-static", "-O2", "-xc", "-", "-o", str(pause)], input=program, text=True, check=True)
+    busybox = Path(shutil.which("busybox") or "")
+    images = [
+        Image(PAUSE_IMAGE, (write_layer(folder / "pause.layer", {"pause": pause}),), ("/pause",)),
+        Image(
+            "localhost/lab/busybox:1",
+            (write_layer(folder / "busybox.layer", {"bin/busybox": busybox, "bin/sh": Link("busybox")}),),
+            (),
+        ),
+    ]
+    return write_archive(folder / "basic.tar", images)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
@@ -24,21 +23,15 @@ from tests.cluster import build, pki
 from tests.cluster.access import Cluster
 from tests.cluster.api import Api, ApiError
 from tests.cluster.processes import Processes
-from tests.node import config
+from tests.node import config, namespaces
 from tests.node.config import Gpu
-from tests.node.image import Image, Link, write_archive, write_layer
+from tests.node.images import basic_images
+from tests.node.namespaces import HERE, PATIENCE, SETUP, LabError, wait
 from tests.nvml import card as nvml
 
 NODE = "lab"
-PATIENCE = 90.0
-"""Seconds for any one part to come up."""
-HERE = Path(__file__).parent
 DAEMONS = ("containerd", "kubelet", "gpu-plugin")
 """The node's own programs, in the order in which they start."""
-
-
-class LabError(Exception):
-    """The lab could not be started; the text says which part and the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +58,22 @@ class Lab(Cluster):
         with ExitStack() as undo:
             processes = Processes(folder / "logs")
             undo.callback(processes.stop)
-            anchor = _enter_namespaces(processes, folder, cls.own_pids)
+            anchor = namespaces.enter(processes, folder, cls.own_pids)
             cgroup = f"cotenant-node-{anchor}"
             port = folder / "port"
             relay: list[str | Path] = [sys.executable, HERE / "relay.py", str(anchor), config.API_ADDRESS, "443", port]
             processes.start("relay", relay)
-            _wait("the relay", port.exists, processes, "relay")
+            wait("the relay", port.exists, processes, "relay")
             authority = pki.Authority(folder / "pki")
             admin = _kubeconfig(folder, authority, "admin", "cotenant-admin", "system:masters", port.read_text())
             lab = cls(folder, admin, programs / "kubectl", processes, anchor, tuple(gpus), cgroup, programs)
-            undo.callback(_remove_cgroups, cgroup)
+            undo.callback(namespaces.remove_cgroups, cgroup)
             lab._write_files(authority)
-            lab._run(_SETUP, folder=folder, address=config.NODE_ADDRESS, api=config.API_ADDRESS, cgroup=cgroup)
+            lab._run(SETUP, folder=folder, address=config.NODE_ADDRESS, api=config.API_ADDRESS, cgroup=cgroup)
             lab._start_control_plane(authority)
             lab._start_cards()
             lab.start_daemon("containerd")
-            for archive in (_basic_images(folder), *images):
+            for archive in (basic_images(folder / "images"), *images):
                 lab.load(archive)
             lab._await_api("/readyz")
             lab._start_controllers(authority)
@@ -103,7 +96,7 @@ class Lab(Cluster):
         self.api.close()
         self.processes.kill("anchor")  # and the kernel ends everything in its PID namespace
         self.processes.stop()
-        _remove_cgroups(self.cgroup)
+        namespaces.remove_cgroups(self.cgroup)
         for name in ("containerd", "containerd-state", "etcd", "kubelet", "pki", "images", "ipam"):
             shutil.rmtree(self.directory / name, ignore_errors=True)
 
@@ -122,7 +115,7 @@ class Lab(Cluster):
         self._start(name, [self.programs / words[0], *words[1:]])
         if name == "containerd":
             socket = folder / "containerd.sock"
-            _wait("containerd", lambda: socket.exists() and self._answers_ctr(), self.processes, "containerd")
+            wait("containerd", lambda: socket.exists() and self._answers_ctr(), self.processes, "containerd")
 
     def kill_daemon(self, name: str) -> None:
         """`kill -9` of one of DAEMONS; containers go on."""
@@ -135,7 +128,7 @@ class Lab(Cluster):
         deadline = time.monotonic() + 10
         while left := [*self.shims(), *self.container_processes()]:
             for pid in left:
-                _kill(pid)
+                namespaces.kill(pid)
             if time.monotonic() > deadline:
                 raise LabError(f"processes {left} of the node do not end")
             time.sleep(0.05)
@@ -147,18 +140,11 @@ class Lab(Cluster):
 
     def container_processes(self) -> list[int]:
         """Pids (of this machine) of everything that runs in the node's pods."""
-        folders = {path for root in _cgroup_roots() for path in root.glob(f"{self.cgroup}/**/cgroup.procs")}
-        return sorted({int(pid) for path in folders for pid in _read(path).split() if int(pid)})
+        return namespaces.processes_in(self.cgroup)
 
     def shims(self) -> list[int]:
         """Pids of containerd's shims, which would outlive it."""
-        mine = str(self.directory / "containerd.sock").encode()
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            words = _read_bytes(process / "cmdline").split(b"\0")
-            if words[0].endswith(b"containerd-shim-runc-v2") and mine in words:
-                found.append(int(process.name))
-        return found
+        return namespaces.shims_of(self.directory / "containerd.sock")
 
     def kill_container(self, container_id: str) -> None:
         """`kill -9` of a container's first process."""
@@ -288,7 +274,7 @@ class Lab(Cluster):
                     return False
             return True
 
-        _wait(f"the API server's {path}", answers, self.processes, "kube-apiserver")
+        wait(f"the API server's {path}", answers, self.processes, "kube-apiserver")
 
 
 _RUNTIME_CLASS = {
@@ -297,50 +283,6 @@ _RUNTIME_CLASS = {
     "metadata": {"name": "nvidia"},
     "handler": "nvidia",
 }
-
-_SETUP = """
-mount --make-rprivate /
-# the machine's own folders that a node writes to are covered
-mount -t tmpfs tmpfs /run
-mkdir -p /run/cdi
-mount -t tmpfs tmpfs /var/log
-mount -t tmpfs tmpfs /var/lib
-mkdir -p /var/lib/kubelet
-mount --bind "$folder/kubelet" /var/lib/kubelet
-mount --bind "$folder/cdi" /run/cdi
-# a kubelet wants these three; it finds them set and leaves the machine's alone
-for setting in vm/overcommit_memory=1 kernel/panic=10 kernel/panic_on_oops=1; do
-  file=$folder/kubelet/sysctl-${setting//[\\/=]/-}
-  echo "${setting#*=}" >"$file"
-  mount --bind "$file" "/proc/sys/${setting%=*}"
-done
-mount --make-rshared /
-ip link set lo up
-ip link add node0 type dummy 2>/dev/null || ip link add node0 type veth
-ip addr add "$address/32" dev node0
-ip addr add "$api/32" dev node0
-ip link set node0 up
-echo 1 >/proc/sys/net/ipv4/ip_forward
-# cgroup v1 wants the root of our own in every hierarchy; v2 has one
-for hierarchy in /sys/fs/cgroup/{cpu,cpuacct,cpuset,memory,devices,freezer,blkio,pids,systemd}; do
-  if [[ -e $hierarchy/tasks ]]; then mkdir -p "$hierarchy/$cgroup"; fi
-done
-if [[ -e /sys/fs/cgroup/cpuset/$cgroup ]]; then
-  for file in cpuset.cpus cpuset.mems; do cat /sys/fs/cgroup/cpuset/$file >"/sys/fs/cgroup/cpuset/$cgroup/$file"; done
-else
-  mkdir -p "/sys/fs/cgroup/$cgroup"
-fi
-"""
-
-
-def _enter_namespaces(processes: Processes, folder: Path, own_pids: bool) -> int:
-    ready = folder / "anchored"
-    ready.unlink(missing_ok=True)
-    namespaces = ["unshare", "--mount", "--net", "--fork", "--kill-child"]
-    namespaces += ["--pid", "--mount-proc"] if own_pids else []
-    parent = processes.start("anchor", [*namespaces, sys.executable, HERE / "anchor.py", ready])
-    _wait("the namespaces", ready.exists, processes, "anchor")
-    return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
 
 
 def _kubeconfig(
@@ -351,67 +293,9 @@ def _kubeconfig(
     return pki.write_kubeconfig(folder / f"{name}.kubeconfig", url, authority.certificate.read_bytes(), login)
 
 
-def _basic_images(folder: Path) -> Path:
-    """A pause image and a shell."""
-    pause = folder / "images" / "pause"
-    program = "int pause(void); int main(void) { for (;;) pause(); }"
-    subprocess.run(["gcc", "-static", "-O2", "-xc", "-", "-o", str(pause)], input=program, text=True, check=True)
-    busybox = Path(shutil.which("busybox") or "")
-    images = [
-        Image(config.PAUSE_IMAGE, (write_layer(folder / "images" / "pause.layer", {"pause": pause}),), ("/pause",)),
-        Image(
-            "localhost/lab/busybox:1",
-            (write_layer(folder / "images" / "busybox.layer", {"bin/busybox": busybox, "bin/sh": Link("busybox")}),),
-            (),
-        ),
-    ]
-    return write_archive(folder / "images" / "basic.tar", images)
-
-
 def is_ready(node: object) -> bool:
     """Whether a Node is Ready."""
     if not isinstance(node, dict):
         return False
     conditions = node.get("status", {}).get("conditions", ())
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
-
-def _wait(what: str, until: Callable[[], bool], processes: Processes, name: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not until():
-        if name in processes.ended():
-            raise LabError(f"{what}: {name} ended; the end of its log:\n{processes.tail(name)}")
-        if time.monotonic() > deadline:
-            raise LabError(f"{what}: not there after {PATIENCE:g} s; the end of the log:\n{processes.tail(name)}")
-        time.sleep(0.1)
-
-
-def _cgroup_roots() -> list[Path]:
-    root = Path("/sys/fs/cgroup")
-    return [root, *(path for path in root.iterdir() if (path / "cgroup.procs").exists())]
-
-
-def _remove_cgroups(name: str) -> None:
-    """Remove a lab's cgroups, which hold no process any more, and those of labs whose tests were killed."""
-    for root in _cgroup_roots():
-        for top in root.glob("cotenant-node-*"):
-            if top.name == name or not Path("/proc", top.name.rpartition("-")[2]).exists():
-                for folder in sorted([top, *top.glob("**/")], key=lambda path: -len(path.parts)):
-                    with suppress(OSError):
-                        folder.rmdir()
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _read(path: Path) -> str:
-    return _read_bytes(path).decode()
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
