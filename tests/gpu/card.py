@@ -34,7 +34,9 @@ def main() -> int:
     parser.add_argument("--parts", type=Path, required=True, help="holds chart.yaml and python-layer.tar")
     parser.add_argument("--site", type=Path, default=Path("/nowhere"), help="the folder that holds vLLM")
     parser.add_argument("--seconds", type=float, default=540, help="after so many no further round or step is begun")
-    parser.add_argument("--programs", type=Path, help="the folder with kubelet, containerd and the like; built if not given")
+    parser.add_argument(
+        "--programs", type=Path, help="the folder with kubelet, containerd and the like; built if not given"
+    )
     parser.add_argument("--stand-in", action="store_true", help="without a GPU")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

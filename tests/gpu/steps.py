@@ -32,29 +32,44 @@ def founding(bench: Bench, out: Figures) -> None:
     out["gpu"] = bench.gpu()
     bench.say(f"both Ready: {out}")
     if not bench.stand_in:
-        _stranger(bench, out)
+        _stranger(bench, out, "founding")
     _third(bench, out)
     _kill_core(bench, out)
 
 
-def _stranger(bench: Bench, out: Figures) -> None:
+def stranger(bench: Bench, out: Figures) -> None:
+    """Both declared at once, and beside them 4 GiB of nobody's."""
+    begin = time.monotonic()
+    bench.apply("beside", [bench.entry("big", "llama-8b", "70%"), bench.entry("small", "qwen-2b", "20%")])
+    bench.await_ready("beside", PATIENCE)
+    out["round"] = {"ready": True, "bothReadySeconds": round(time.monotonic() - begin), "readySeconds": bench.started("beside")}
+    out["round"]["completionTokens"] = bench.complete("beside")
+    if not bench.stand_in:
+        _stranger(bench, out, "beside")
+
+
+def _stranger(bench: Bench, out: Figures, placement: str) -> None:
+    def holds() -> Any:
+        found = bench.gpu()["strangers"]
+        return found if sum(each["used"] for each in found) > 4 * GIB else None
+
     with bench.stranger(4) as (pid, total):
         memory = bench.gpu()["memory"]
         out["torchTotal"], out["agentUsable"] = total, memory["total"] - memory["reserved"]
         out["equalToTheByte"] = out["torchTotal"] == out["agentUsable"]
-        found = bench.world.until("the stranger", lambda: bench.gpu()["strangers"], 30)
+        found = bench.world.until("the stranger with its bytes", holds, 30)
         out["stranger"] = {"pid": pid, "said": found, "named": [each.get("pid") for each in found] == [pid]}
         out["toldApart"] = {
             "tenants": bench.gpu()["tenants"],
             "strangers": found,
             "used": bench.gpu()["memory"]["used"],
         }
-        bench.world.until("GPUConflict", lambda: bench.world.condition("founding", "GPUConflict"), 30)
-        out["conflict"] = bench.world.condition("founding", "GPUConflict")
-        out["enginesBesideStranger"] = sorted(bench.world.engines("founding"))
+        bench.world.until("GPUConflict", lambda: bench.world.condition(placement, "GPUConflict"), 30)
+        out["conflict"] = bench.world.condition(placement, "GPUConflict")
+        out["enginesBesideStranger"] = sorted(bench.world.engines(placement))
     bench.world.until("it gone", lambda: not bench.gpu()["strangers"], 30)
     bench.world.until(
-        "no conflict", lambda: bench.world.condition("founding", "GPUConflict").get("status") != "True", 30
+        "no conflict", lambda: bench.world.condition(placement, "GPUConflict").get("status") != "True", 30
     )
     bench.say(f"stranger: {out['stranger']} {out['conflict']}")
 
@@ -181,6 +196,7 @@ def pairs(bench: Bench, out: Figures) -> None:
 STEPS: dict[str, Callable[[Bench, Figures], None]] = {
     "founding": founding,
     "together": together,
+    "stranger": stranger,
     "context": context,
     "pairs": pairs,
 }
