@@ -132,7 +132,10 @@ class Stage:
             )
         for pod in [*self.pods(everywhere=True), *self.helpers()]:
             state = (pod["status"].get("containerStatuses") or [{}])[0].get("state")
-            lines.append(f"{pod['metadata']['name']}: {pod['status'].get('phase')} {json.dumps(state)[:300]}")
+            ready: Object = next((c for c in pod["status"].get("conditions") or () if c["type"] == "Ready"), {})
+            lines.append(
+                f"{pod['metadata']['name']}: {pod['status'].get('phase')} {json.dumps(state)[:300]} {json.dumps(ready)}"
+            )
         lines += [
             " ".join(str(engine[part]) for part in ("pod", "node", "gpus", "phase", "utilization"))
             for engine in self.sim.engines()

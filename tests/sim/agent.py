@@ -38,6 +38,12 @@ class Agent:
         """Some node has something to look at."""
         self._rung.set()
 
+    def forget(self, name: str) -> None:
+        """The node is gone; a new one of its name begins anew."""
+        for known in (self._published, self._conditions, self._offered):
+            known.pop(name, None)
+        self._created.discard(name)
+
     async def run(self) -> None:
         """Publish until cancelled."""
         async with asyncio.TaskGroup() as tasks:

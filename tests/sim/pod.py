@@ -59,6 +59,8 @@ class SimPod:
     """The fault annotation already acted on."""
     sent: tuple[object, ...] | None = None
     """What the last status written was made from."""
+    shown_ready: bool = False
+    """What its Ready condition said when it was last seen."""
     removed: bool = False
     orphan: bool = False
     """Deleted by force while its node was cut off."""
@@ -160,6 +162,12 @@ class SimPod:
             done["message"] = self.ended.message
         good = self.ended.code == 0
         return "Succeeded" if good else "Failed", {"terminated": done}, "PodCompleted" if good else "PodFailed"
+
+    def shown_as_ready(self) -> bool:
+        """What its Ready condition says now; remembered."""
+        conditions = (self.manifest.get("status") or {}).get("conditions") or ()
+        self.shown_ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+        return self.shown_ready
 
     def set_ready(self, ready: bool, unix: float) -> None:
         """Remember when readiness changed."""

@@ -164,13 +164,17 @@ class Shell:
             name = node["metadata"]["name"]
             if kind == "DELETED":
                 self._node_objects.pop(name, None)
-                self.world.remove_node(name, self.now())
+                self._remove(name)
                 continue
             try:
                 await self._adopt(name, node)
             except ValueError as error:
                 print(f"sim: node {name}: {error}", flush=True)
             self._wake.set()
+
+    def _remove(self, name: str) -> None:
+        self.world.remove_node(name, self.now())
+        self._agent.forget(name)
 
     async def _adopt(self, name: str, node: Object) -> None:
         metadata = node["metadata"]
@@ -180,7 +184,7 @@ class Shell:
             return
         before = self._node_objects.get(name)
         if before and before["metadata"]["uid"] != metadata["uid"]:
-            self.world.remove_node(name, self.now())
+            self._remove(name)
         if name not in self.world.nodes:
             label = metadata["labels"]["nvidia.com/gpu.product"]
             if label not in PRODUCTS:

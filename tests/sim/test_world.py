@@ -244,6 +244,20 @@ def test_what_a_stranger_causes_is_an_incident_and_no_violation() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- nodes and agents
+def test_a_ready_pod_that_kubernetes_called_not_ready_says_again_that_it_is() -> None:
+    made = held()
+    manifest = engine("a", made.nodes["n"].uuids, "0.40")
+    made.pod_seen(manifest, 0.0)
+    made.advance(90.0)
+    for status in ("True", "False"):
+        made.outbox.clear()
+        made.pod_seen({**manifest, "status": {"conditions": [{"type": "Ready", "status": status}]}}, 100.0)
+
+    assert [
+        write.status["containerStatuses"][0]["ready"] for write in made.outbox if isinstance(write, WriteStatus)
+    ] == [True]
+
+
 def test_a_reboot_ends_everything_and_a_lost_node_says_nothing_until_it_is_back() -> None:
     made = held()
     made.pod_seen(engine("a", made.nodes["n"].uuids, "0.40"), 0.0)

@@ -97,6 +97,10 @@ class World:
         if not pod.role:
             self._foreign(pod)
             return
+        shown = pod.shown_ready
+        if pod.shown_as_ready() is False and shown and pod.ready:
+            # Kubernetes marks the pods of a silent node not Ready; their kubelet corrects that.
+            pod.sent = None
         self._unblock(pod, missing, now)
         annotations = metadata.get("annotations") or {}
         fault = annotations.get(f"{ANNOTATION}fault", "")
