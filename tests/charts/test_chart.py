@@ -116,7 +116,7 @@ def test_the_controller_has_exactly_these_rights() -> None:
         "cluster nvidia.com/clusterpolicies": READ,
         "cluster /pods": READ | {"create", "delete"},
         "cluster /pods/log": {"get"},
-        "cluster /services": READ | {"create", "patch"},
+        "cluster /services": READ | {"create", "patch", "delete"},
         "cluster events.k8s.io/events": {"create", "patch"},
         "cotenant-system coordination.k8s.io/leases": READ | {"create", "update", "patch"},
     }
