@@ -17,6 +17,7 @@ from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 import aiohttp
+import yaml
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
@@ -88,13 +89,13 @@ async def _load(kubeconfig: str | None, context: str | None) -> Configuration:
             await kube_config.load_kube_config(  # type: ignore[no-untyped-call]
                 kubeconfig, context, configuration, persist_config=False
             )
-    except (kube_config.ConfigException, OSError, ValueError, KeyError, TypeError) as e:
+    except (kube_config.ConfigException, OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as e:
         if kubeconfig is None:
             raise ClusterError(
                 f"no kubeconfig was named and this is not a pod with a ServiceAccount ({e}); "
                 "name one with --kubeconfig or COTENANT_KUBECONFIG"
             ) from e
-        raise ClusterError(f"reading the kubeconfig {kubeconfig}: {e}") from e
+        raise ClusterError(f"reading the kubeconfig {kubeconfig}: {' '.join(str(e).split())}") from e
     configuration.connection_pool_maxsize = 64
     return configuration
 

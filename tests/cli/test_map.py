@@ -132,3 +132,18 @@ def test_what_is_not_there_is_one_line(capsys: Capture, tmp_path: Path, name: st
 
     assert told in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [(None, "there is no kubeconfig"), ("{", "reading the kubeconfig"), ("[]", "reading the kubeconfig")],
+)
+def test_a_wrong_kubeconfig_is_one_line(capsys: Capture, tmp_path: Path, text: str | None, told: str) -> None:
+    file = tmp_path / "kubeconfig"
+    if text is not None:
+        file.write_text(text)
+
+    line = said(capsys, "map", "--kubeconfig", str(file), status=1)
+
+    assert told in line
+    assert "\n" not in line

@@ -35,12 +35,23 @@ WISH = {
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane of its own: a plan counts every node there is."""
+    with ControlPlane.start(tmp_path_factory.mktemp("views")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def bare(cluster: ControlPlane) -> str:
+    """What a view says before Cotenant is installed."""
+    return run(cluster, "map", status=1)
+
+
+@pytest.fixture(scope="module")
+def stage(cluster: ControlPlane, bare: str) -> Iterator[Stage]:
     """Two nodes and the controller."""
-    with (
-        ControlPlane.start(tmp_path_factory.mktemp("views")) as cluster,
-        Sim(cluster.kubeconfig, seed=3, speed=60, models=dict(MODELS)) as sim,
-    ):
+    assert bare
+    with Sim(cluster.kubeconfig, seed=3, speed=60, models=dict(MODELS)) as sim:
         for name, product, gpus in (("h-1", "NVIDIA-H100-80GB-HBM3", 2), ("r-1", "NVIDIA-RTX-PRO-6000-Blackwell", 1)):
             cluster.api.create(node_manifest(name, product, gpus))
         stage = Stage(cluster, sim, leader_election="false", hub_offline="true")
@@ -50,13 +61,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         stage.check()
 
 
-def run(stage: Stage, *words: str, status: int = 0) -> str:
+def run(cluster: ControlPlane, *words: str, status: int = 0) -> str:
     """What a command prints, as a person at a terminal of 110 columns would see it without colour."""
     command = [sys.executable, "-m", "cotenant", *words]
-    env = {"PATH": "/usr/bin:/bin", "KUBECONFIG": str(stage.cluster.kubeconfig)}
-    done = subprocess.run(
-        command, env={**env, "PYTHONPATH": str(install.ROOT / "operator")}, text=True, capture_output=True
-    )
+    env = {"PATH": "/usr/bin:/bin", "KUBECONFIG": str(cluster.kubeconfig), "PYTHONPATH": str(install.ROOT / "operator")}
+    done = subprocess.run(command, env=env, text=True, capture_output=True)
     assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout if status != 1 else done.stderr
 
@@ -69,8 +78,8 @@ def test_a_plan_comes_true_and_the_views_agree_on_it(stage: Stage, tmp_path: Pat
     file = tmp_path / "night.yaml"
     file.write_text(yaml.safe_dump(WISH))
 
-    planned = json.loads(run(stage, "plan", "-f", str(file), "-o", "json"))
-    rendered = list(yaml.safe_load_all(run(stage, "render", "-f", str(file))))
+    planned = json.loads(run(stage.cluster, "plan", "--offline", "-f", str(file), "-o", "json"))
+    rendered = list(yaml.safe_load_all(run(stage.cluster, "render", "--offline", "-f", str(file))))
     stage.cluster.kubectl("apply", "-f", file)
     stage.until_ready("night")
 
@@ -88,25 +97,25 @@ def test_a_plan_comes_true_and_the_views_agree_on_it(stage: Stage, tmp_path: Pat
         assert manifest["spec"]["containers"][0]["args"] == made["args"]
         assert manifest["spec"]["containers"][0]["image"] == made["image"]
 
-    again = json.loads(run(stage, "plan", "-f", str(file), "-o", "json"))
+    again = json.loads(run(stage.cluster, "plan", "--offline", "-f", str(file), "-o", "json"))
     assert {r["what"] for r in again["replicas"]} == {"stays"}
     assert again["order"] == []
 
-    picture = json.loads(run(stage, "map", "-o", "json"))
+    picture = json.loads(run(stage.cluster, "map", "-o", "json"))
     drawn = {(t["model"], t["replica"]): t["phase"] for n in picture["nodes"] for g in n["gpus"] for t in g["tenants"]}
     assert drawn == dict.fromkeys(seen, "Ready")
 
-    story = run(stage, "explain", "default/night/big/0")
+    story = run(stage.cluster, "explain", "--offline", "default/night/big/0")
     assert "--gpu-memory-utilization 0.60" in story
     assert "serves on" in story  # an event
 
     saved = tmp_path / "snapshot.yaml"
-    saved.write_text(run(stage, "snapshot"))
-    offline = json.loads(run(stage, "plan", "--snapshot", str(saved), "-o", "json"))
+    saved.write_text(run(stage.cluster, "snapshot", "--offline"))
+    offline = json.loads(run(stage.cluster, "plan", "--offline", "--snapshot", str(saved), "-o", "json"))
     assert places(offline) == places(again)
     problem = tmp_path / "problem.yaml"
-    problem.write_text(run(stage, "snapshot", "--problem"))
-    packed = json.loads(run(stage, "pack", str(problem)))
+    problem.write_text(run(stage.cluster, "snapshot", "--offline", "--problem"))
+    packed = json.loads(run(stage.cluster, "pack", str(problem)))
     assert packed["unplaced"] == []
     assert {(p["model"].rpartition("/")[2], p["node"]) for p in packed["placements"]} == {
         (model, a["node"]) for (model, _), a in seen.items()
@@ -122,7 +131,7 @@ def test_what_does_not_fit_is_told_with_the_nearest_miss(stage: Stage, tmp_path:
     }
     file.write_text(yaml.safe_dump(wish))
 
-    said = run(stage, "plan", "-f", str(file), status=2)
+    said = run(stage.cluster, "plan", "--offline", "-f", str(file), status=2)
 
     assert "0 of 1 replicas placed" in said
     assert "needs" in said
@@ -135,9 +144,14 @@ def test_errors_are_one_line(stage: Stage, tmp_path: Path) -> None:
         yaml.safe_dump({**WISH, "spec": {"models": [{"name": "m", "uri": "hf://sim/big", "shares": "1Gi"}]}})
     )
 
-    said = run(stage, "plan", "-f", str(wrong), status=1)
+    said = run(stage.cluster, "plan", "--offline", "-f", str(wrong), status=1)
 
     assert said.count("\n") == 1
     assert 'spec.models[0].shares: unknown field; did you mean "share"?' in said
-    assert "there is no kubeconfig" in run(stage, "map", "--kubeconfig", str(tmp_path / "none"), status=1)
-    assert "there is no ModelPlacement default/nobody" in run(stage, "explain", "nobody", status=1)
+    assert "there is no kubeconfig" in run(stage.cluster, "map", "--kubeconfig", str(tmp_path / "none"), status=1)
+    assert "there is no ModelPlacement default/nobody" in run(stage.cluster, "explain", "--offline", "nobody", status=1)
+
+
+def test_a_cluster_without_cotenant_is_told_what_to_do(bare: str) -> None:
+    assert "Cotenant is not installed there; install its chart, or apply crds/" in bare
+    assert bare.count("\n") == 1

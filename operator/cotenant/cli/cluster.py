@@ -81,8 +81,8 @@ def connected(options: argparse.Namespace, work: Callable[[Kube], Awaitable[T]])
     """What `work` comes to with a connection to the cluster that the options name."""
 
     kubeconfig = find_kubeconfig(options.kubeconfig)
-    if options.kubeconfig and not Path(options.kubeconfig).is_file():
-        raise ClusterError(f"there is no kubeconfig {options.kubeconfig}")
+    if kubeconfig is not None and not any(Path(name).is_file() for name in kubeconfig.split(os.pathsep)):
+        raise ClusterError(f"there is no kubeconfig {kubeconfig}")
     if kubeconfig is None and "KUBERNETES_SERVICE_HOST" not in os.environ:
         raise ClusterError(
             "no cluster: there is no ~/.kube/config and KUBECONFIG is not set; name one with --kubeconfig, "
@@ -107,11 +107,11 @@ def namespace(options: argparse.Namespace) -> str:
     for name in (find_kubeconfig(options.kubeconfig) or "").split(os.pathsep):
         try:
             config = yaml.safe_load(Path(name).read_text()) if name else {}
-        except (OSError, ValueError, yaml.YAMLError):
+            current = current or config.get("current-context") or ""
+            for entry in config.get("contexts") or ():
+                contexts.setdefault(entry.get("name"), entry.get("context") or {})
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
             continue  # connecting says what is wrong with it
-        current = current or config.get("current-context") or ""
-        for entry in config.get("contexts") or ():
-            contexts.setdefault(entry.get("name"), entry.get("context") or {})
     return str(contexts.get(current, {}).get("namespace") or "default")
 
 
