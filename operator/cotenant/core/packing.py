@@ -28,7 +28,7 @@ from cotenant.core.problem import (
     Workload,
 )
 from cotenant.core.search import Effort, Search
-from cotenant.core.whynot import why_not
+from cotenant.core.whynot import Survey, why_not
 
 __all__ = [
     "Bin", "Change", "Demand", "Fragmentation", "Host", "Key", "Limit", "Placed", "Plan", "Problem", "Reason", "Running", "Unplaced",
@@ -97,7 +97,8 @@ def place_without_moves(search: Search) -> None:
     if len(board.uuid) <= MAX_GPUS and len(hopeful) <= MAX_FREE:
         fitting = Fitting(board, hopeful, EXACT_NODES)
         if fitting.place():
-            search.unplaced.difference_update(hopeful)
+            for r in hopeful:
+                search.found(r)
             return
     search.restore(spots)
     if hopeful and search.mark() == before:
@@ -124,13 +125,13 @@ def publish(board: Board, effort: Effort, disturbed: dict[int, int], bound: Boun
             )
     unplaced = []
     reasons: dict[tuple[int, str], Reason] = {}
-    rules = MakingRoom(Search(board, [], Effort(0), 0))
+    rules, survey = MakingRoom(Search(board, [], Effort(0), 0)), Survey(board)
     for r in board.unplaced():
         w = board.owner[r]
         displaced_by = board.workloads[disturbed[r]].key if r in disturbed else ""
         if (w, displaced_by) not in reasons:
             others = changes_for(board, rules, w) if len(reasons) < MAX_ADVISED else ()
-            reasons[w, displaced_by] = why_not(board, r, displaced_by, others)
+            reasons[w, displaced_by] = why_not(survey, r, displaced_by, others)
         unplaced.append(Unplaced(board.workloads[w].key, board.number[r], reasons[w, displaced_by]))
     return Plan(
         tuple(placed),

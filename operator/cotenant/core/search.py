@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cotenant.core.board import Board, Spot, count_missing
+from cotenant.core.board import Board, Spot
 from cotenant.core.chance import Chance
 
 Mark = tuple[tuple[tuple[int, int], ...], int, int, int, int, int]
@@ -50,7 +50,13 @@ class Search:
         self.free = free
         self.effort = effort
         self.chance = Chance(seed)
-        self.unplaced: set[int] = {r for r in free if not board.spot[r]}
+        self.unplaced: dict[int, int] = {}
+        """Free replicas without a place, and where they stand in `waiting`."""
+        self.waiting: list[int] = []
+        self.missing: dict[int, int] = {}
+        for r in free:
+            if not board.spot[r]:
+                self._miss(r)
         self.elsewhere = [r for r in board.unplaced() if r not in self.unplaced]
         self.largest = [max((d[0] for d in ds if d), default=0) for ds in board.demand]
         self.noise = 0
@@ -59,7 +65,7 @@ class Search:
     def mark(self) -> Mark:
         """How good the board is."""
         board = self.board
-        missing = count_missing(board.priority[board.owner[r]] for r in self.unplaced)
+        missing = tuple(sorted((m for m in self.missing.items() if m[1]), reverse=True))
         return (missing, board.moves, board.splits, board.cost, board.islands, -board.lumps)
 
     def spots(self) -> list[Spot]:
@@ -79,13 +85,30 @@ class Search:
         """Unplace a replica if it is placed."""
         if not self.board.spot[r]:
             return ()
-        self.unplaced.add(r)
+        self._miss(r)
         return self.board.remove(r)
 
     def put(self, r: int, spot: Spot) -> None:
         """Place an unplaced replica."""
         self.board.place(r, spot)
-        self.unplaced.discard(r)
+        self.found(r)
+
+    def _miss(self, r: int) -> None:
+        priority = self.board.priority[self.board.owner[r]]
+        self.missing[priority] = self.missing.get(priority, 0) + 1
+        self.unplaced[r] = len(self.waiting)
+        self.waiting.append(r)
+
+    def found(self, r: int) -> None:
+        """An unplaced replica has a place now."""
+        at = self.unplaced.pop(r, None)
+        if at is None:
+            return
+        self.missing[self.board.priority[self.board.owner[r]]] -= 1
+        last = self.waiting.pop()
+        if last != r:
+            self.waiting[at] = last
+            self.unplaced[last] = at
 
     # ------------------------------------------------------------------------------------------------------- orders
     def orders(self) -> list[tuple[str, list[int], bool]]:
@@ -179,7 +202,7 @@ class Search:
             taken = self._choose()
             saved = [(r, self.take(r)) for r in taken]
             if self.unplaced and self.chance.below(2):
-                saved += self._force(self.chance.one_of(sorted(self.unplaced)))
+                saved += self._force(self.chance.one_of(self.waiting))
                 taken = [r for r, _ in saved]
             self._put_back(taken)
             self.effort.spend(len(taken))
@@ -233,10 +256,8 @@ class Search:
                 gpus += spot
         free = self._is_free
         taken = dict.fromkeys(r for g in gpus for r in board.tenants[g] if free(r))
-        waiting = sorted(self.unplaced)
-        if waiting:
-            for _ in range(min(8, len(waiting))):
-                taken[chance.one_of(waiting)] = None
+        for _ in range(min(8, len(self.waiting))):
+            taken[chance.one_of(self.waiting)] = None
         return list(taken)
 
     def _force(self, r: int) -> list[tuple[int, Spot]]:

@@ -5,6 +5,7 @@ Everything is data (`Limit`, `Change`); the sentence is made from it and never p
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from cotenant.core.board import Board
@@ -16,6 +17,8 @@ CLOSENESS = (
     "Avoided", "Refused", "NotReady", "NoNodes",
 )  # fmt: skip
 """Limits, the nearest to a placement first: what a user can do least about comes last."""
+MAX_JUDGED = 64
+"""Hosts of a kind with room enough that are asked what else is in the way."""
 
 _LEAVE = {
     "": "",
@@ -40,17 +43,66 @@ class Miss:
         return (CLOSENESS.index(self.code), -self.has, self.host)
 
 
-def why_not(board: Board, r: int, displaced_by: str = "", others: tuple[Change, ...] = ()) -> Reason:
+class Survey:
+    """A finished board, looked at once for all that is unplaced: hosts by the room they have for so many ranks."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self.by_kind: list[list[int]] = [[] for _ in board.kinds]
+        self.not_ready: list[int] = []
+        for host, kind in enumerate(board.host_kind):
+            (self.by_kind[kind] if board.ready[host] else self.not_ready).append(host)
+        self.ranked: dict[tuple[int, int, int, int], list[tuple[int, int]]] = {}
+
+    def misses(self, w: int) -> list[tuple[Miss, int]]:
+        """(nearest miss, how many hosts) per class of hosts."""
+        found = [(_miss(self.board, w, h), 1) for h in self.not_ready]
+        for kind, hosts in enumerate(self.by_kind):
+            need = self.board.demand[w][kind]
+            if not hosts:
+                continue
+            if need is None:
+                found.append((Miss("Refused", hosts[0]), len(hosts)))
+                continue
+            ranked = self._ranked(w, kind, need[1])
+            roomy = bisect_right(ranked, -need[0], key=lambda r: r[0])
+            found += [(_miss(self.board, w, h), 1) for _, h in ranked[:roomy][:MAX_JUDGED]]
+            if roomy < len(ranked):
+                found.append((_miss(self.board, w, ranked[roomy][1]), len(ranked) - roomy))
+            small = [h for h in hosts if len(self.board.host_gpus[h]) < self.board.size[w]]
+            if small:
+                most = max(small, key=lambda h: len(self.board.host_gpus[h]))
+                found.append((_miss(self.board, w, most), len(small)))
+        return found
+
+    def _ranked(self, w: int, kind: int, overrun: int) -> list[tuple[int, int]]:
+        """(minus the room for a whole replica, host), most room first."""
+        board, size = self.board, self.board.size[w]
+        key = (kind, board.headroom[w], overrun, size)
+        if key not in self.ranked:
+            found = []
+            for host in self.by_kind[kind]:
+                gpus = board.host_gpus[host]
+                if len(gpus) >= size:
+                    rooms = sorted((room_for(board, w, g) for g in gpus), reverse=True)
+                    found.append((-rooms[size - 1], host))
+            self.ranked[key] = sorted(found)
+        return self.ranked[key]
+
+
+def why_not(survey: Survey, r: int, displaced_by: str = "", others: tuple[Change, ...] = ()) -> Reason:
     """Why this replica goes nowhere on the board as it stands; `others`: changes found that would place it."""
+    board = survey.board
     w = board.owner[r]
-    misses = [_miss(board, w, h) for h in range(len(board.hosts))]
+    misses = survey.misses(w)
     if not misses:
         return Reason("NoNodes", "there is no node with GPUs to place it on", displaced_by=displaced_by)
-    classes: dict[tuple[str, str], list[Miss]] = {}
-    for miss in misses:
-        classes.setdefault((miss.code, board.hosts[miss.host].product), []).append(miss)
+    classes: dict[tuple[str, str], list[tuple[Miss, int]]] = {}
+    for miss, count in misses:
+        classes.setdefault((miss.code, board.hosts[miss.host].product), []).append((miss, count))
     ranked = sorted(
-        ((min(found, key=lambda m: m.rank), len(found)) for found in classes.values()), key=lambda c: c[0].rank
+        ((min((m for m, _ in found), key=lambda m: m.rank), sum(n for _, n in found)) for found in classes.values()),
+        key=lambda c: c[0].rank,
     )
     limits = tuple(
         Limit(m.code, count, board.hosts[m.host].name, board.hosts[m.host].product, m.needs, m.has)
