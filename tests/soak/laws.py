@@ -52,13 +52,15 @@ def check_step(physics: Physics) -> None:
 def check_rest(physics: Physics, policy: Policy) -> None:
     """At rest: every wanted replica serves or says why not, and nothing is there that nobody wants."""
     wanted: set[tuple[str, str]] = set()
+    frozen: set[tuple[str, str]] = set()
+    """Placements whose spec cannot be read: nothing of theirs is touched."""
     for placement in physics.store.all(PLACEMENTS):
         meta, status = placement["metadata"], placement.get("status") or {}
         if status.get("observedGeneration") != meta["generation"]:
             raise Broken(f"{meta['name']}: status is of generation {status.get('observedGeneration')}")
         said = {model["name"]: model for model in status.get("models", ())}
         if any(c["reason"] == "InvalidSpec" and c["type"] == "Ready" for c in status["conditions"]):
-            wanted |= {(meta["namespace"], f"{meta['name']}-{model['name']}") for model in placement["spec"]["models"]}
+            frozen.add((meta["namespace"], f"{meta['name']}-"))
             continue
         for model in placement["spec"]["models"]:
             wanted.add((meta["namespace"], f"{meta['name']}-{model['name']}"))
@@ -72,13 +74,17 @@ def check_rest(physics: Physics, policy: Policy) -> None:
     for pod, given in _engines(physics):
         name, where = pod["metadata"]["name"], physics.machines.get(given["node"])
         base = (pod["metadata"]["namespace"], name.rpartition("-")[0])
-        if base not in wanted and where is not None and where.up:
+        if base not in wanted and not _of(frozen, *base) and where is not None and where.up:
             raise Broken(f"pod {name} is left over")
     for service in physics.store.all(SERVICES):
         key = (service["metadata"]["namespace"], service["metadata"]["name"])
-        if key not in wanted:
+        if key not in wanted and not _of(frozen, *key):
             raise Broken(f"Service {key[1]} is left over")
     _check_work_is_done(physics, policy)
+
+
+def _of(placements: set[tuple[str, str]], namespace: str, name: str) -> bool:
+    return any(namespace == there and name.startswith(prefix) for there, prefix in placements)
 
 
 def _check_replica(physics: Physics, meta: Body, model: str, replica: Body) -> None:
