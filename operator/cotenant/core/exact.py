@@ -30,7 +30,10 @@ class Fitting:
 
     def place(self) -> bool:
         """True when everything has a place now; False when that is impossible or was not found in time."""
-        return self._hopeful() and self._descend(0)
+        if not self._hopeful():
+            return False
+        self.states = [repr(self._state(h)) for h in range(len(self.board.hosts))]
+        return self._descend(0)
 
     @property
     def gave_up(self) -> bool:
@@ -39,7 +42,12 @@ class Fitting:
 
     def _hopeful(self) -> bool:
         board = self.board
-        return all(board.index.spot(w) for w in sorted({board.owner[r] for r in self.order}))
+        asked = sum(
+            board.size[w] * min((d[0] for d in board.demand[w] if d), default=0)
+            for w in map(board.owner.__getitem__, self.order)
+        )
+        room = sum(max(0, board.index.room(g)) for g in range(len(board.uuid)) if board.ready[board.host[g]])
+        return asked <= room and all(board.index.spot(w) for w in sorted({board.owner[r] for r in self.order}))
 
     def _descend(self, at: int) -> bool:
         if at == len(self.order):
@@ -48,15 +56,18 @@ class Fitting:
         if self.nodes <= 0:
             return False
         board, r = self.board, self.order[at]
-        states = [self._state(h) for h in range(len(board.hosts))]
-        here = (board.owner[r], at, *sorted(map(repr, states)))
+        here = (at, *sorted(self.states))
         if here in self.dead:
             return False
-        for spot in self._spots(board.owner[r], states):
+        for spot in self._spots(board.owner[r]):
+            host = board.host[spot[0]]
+            before = self.states[host]
             board.place(r, spot)
+            self.states[host] = repr(self._state(host))
             if self._descend(at + 1):
                 return True
             board.remove(r)
+            self.states[host] = before
             if self.nodes <= 0:
                 return False
         self.dead.add(here)
@@ -77,19 +88,20 @@ class Fitting:
         left = (board.promise[g], board.real[g], board.kept[g], len(board.tenants[g]), board.memory[g])
         return (*left, apart, island, avoided)
 
-    def _spots(self, w: int, states: list[HostState]) -> Iterator[Spot]:
+    def _spots(self, w: int) -> Iterator[Spot]:
         """Spots that differ in what they leave, tightest first."""
         board, size = self.board, self.board.size[w]
         seen: set[str] = set()
         found: list[tuple[int, Spot]] = []
-        for host, state in enumerate(states):
+        for host, state in enumerate(self.states):
             if board.need(w, host) is None or not board.host_fits(w, host):
                 continue
             gpus = [g for g in board.host_gpus[host] if board.fits(w, g)]
+            alike = {g: repr(self._gpu_state(g)) for g in gpus}
             for spot in combinations(gpus, size):
                 if board.workloads[w].same_island and board.splits_on(spot):
                     continue
-                what = repr((state, sorted(repr(self._gpu_state(g)) for g in spot)))
+                what = repr((state, sorted(alike[g] for g in spot)))
                 if what not in seen:
                     seen.add(what)
                     found.append((sum(board.index.room(g) for g in spot), spot))

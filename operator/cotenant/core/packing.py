@@ -35,6 +35,7 @@ __all__ = [
     "Workload", "pack",
 ]  # fmt: skip
 
+SMALL_CLUSTER = 32
 EXACT_NODES = 3000
 """Nodes of the proof that everything fits without a move, about a second at the most."""
 REPAIR_STEPS = 1500
@@ -95,7 +96,7 @@ def place_without_moves(search: Search) -> None:
     hopeless = {w for w in {board.owner[r] for r in search.free} if not board.index.spot(w)}
     hopeful = [r for r in search.free if board.owner[r] not in hopeless]
     if len(board.uuid) <= MAX_GPUS and len(hopeful) <= MAX_FREE:
-        fitting = Fitting(board, hopeful, EXACT_NODES)
+        fitting = Fitting(board, hopeful, EXACT_NODES if len(board.uuid) <= SMALL_CLUSTER else EXACT_NODES // 4)
         if fitting.place():
             for r in hopeful:
                 search.found(r)
