@@ -100,7 +100,8 @@ class EngineField(Resource):
     max_model_len: Annotated[
         int | str | None,
         Field(
-            json_schema_extra=schema_extra(int_or_string=True) | {"pattern": "^auto$", "minimum": 1, "maximum": 16777216},
+            json_schema_extra=schema_extra(int_or_string=True)
+            | {"pattern": "^auto$", "minimum": 1, "maximum": 16777216},
             description='Longest context in tokens (--max-model-len), or "auto": the longest that fits the share.',
         ),
     ] = None
