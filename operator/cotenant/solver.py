@@ -1,7 +1,7 @@
 """Exact help for the packer, where OR-tools is installed: CP-SAT in a child process, with limits of time and memory.
 
 The child may die or be killed at any moment: what it has not said is not used, and what it says is taken only when it
-breaks no rule (core.adopt) and betters the key. `python -m cotenant.solver` is that child.
+breaks no rule (core.packing.adopt) and betters the key. `python -m cotenant.solver` is that child.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import time
 from dataclasses import replace
 from typing import cast
 
-from cotenant.core.adopt import Place, adopt, part
-from cotenant.core.board import order
-from cotenant.core.problem import Plan, Problem
+from cotenant.core.packing.adopt import Place, adopt, part
+from cotenant.core.packing.board import order
+from cotenant.core.packing.problem import Plan, Problem
 
 WHOLE = 64
 """GPUs up to which the whole problem is solved; beyond, a neighbourhood at a time."""

@@ -7,12 +7,12 @@ from typing import Any
 
 from ortools.sat.python import cp_model
 
-from cotenant.core.adopt import Place
-from cotenant.core.board import Board
-from cotenant.core.making_room import MakingRoom
-from cotenant.core.pins import pin
-from cotenant.core.problem import Problem
-from cotenant.core.search import Effort, Search
+from cotenant.core.packing.adopt import Place
+from cotenant.core.packing.board import Board
+from cotenant.core.packing.making_room import MakingRoom
+from cotenant.core.packing.pins import pin
+from cotenant.core.packing.problem import Problem
+from cotenant.core.packing.search import Effort, Search
 from cotenant.core.share import SCALE
 
 Var = Any

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from cotenant import catalogue
-from cotenant.core.configparse import parse_config
-from cotenant.core.modelconfig import ModelConfig
+from cotenant.core.estimate.configparse import parse_config
+from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.source import Source, SourceKind, source
 from cotenant.errors import CotenantError
 

@@ -7,10 +7,10 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from cotenant.core.board import Board
-from cotenant.core.fragmentation import Mix, Online
-from cotenant.core.pins import pin
-from cotenant.core.problem import Bin, Demand, Host, Problem, Workload
+from cotenant.core.packing.board import Board
+from cotenant.core.packing.fragmentation import Mix, Online
+from cotenant.core.packing.pins import pin
+from cotenant.core.packing.problem import Bin, Demand, Host, Problem, Workload
 
 DATA = Path(__file__).parent / "data" / "openb"
 TRACES = ("default", "gpuspec33", "multigpu50", "gpushare100")

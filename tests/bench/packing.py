@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from cotenant import solver
-from cotenant.core.adopt import adopt
-from cotenant.core.packing import Plan, Problem, Running, pack
-from cotenant.core.problemfile import answer, read_problem
+from cotenant.core.packing.adopt import adopt
+from cotenant.core.packing.packer import Plan, Problem, Running, pack
+from cotenant.core.packing.problemfile import answer, read_problem
 from tests.bench import openb, policies
 from tests.bench.instances import fresh
 from tests.bench.random_clusters import cluster

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cotenant.core.board import Board, Spot
-from cotenant.core.pins import pin
-from cotenant.core.problem import Key, Problem
+from cotenant.core.packing.board import Board, Spot
+from cotenant.core.packing.pins import pin
+from cotenant.core.packing.problem import Key, Problem
 
 Policy = Callable[[Board, int], Spot]
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cotenant.core.deaths import Kind
+from cotenant.core.oom.deaths import Kind
 from tests.chaos import deaths, upsets
 from tests.cluster.control_plane import ControlPlane
 from tests.scenarios.stage import Stage

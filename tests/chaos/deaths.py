@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from cotenant.core.deaths import Kind
+from cotenant.core.oom.deaths import Kind
 from tests.core import corpus
 from tests.scenarios.stage import Stage, model
 

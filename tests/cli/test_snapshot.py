@@ -13,9 +13,9 @@ from cotenant.__main__ import PROGRAMS, usage
 from cotenant.cli import asproblem, snapshotfile
 from cotenant.cli.outlook import question
 from cotenant.cli.snapshotfile import SnapshotFileError
-from cotenant.core.packing import pack
+from cotenant.core.packing.packer import pack
+from cotenant.core.packing.problemfile import read_problem
 from cotenant.core.preflight import Failed, Preflight
-from cotenant.core.problemfile import read_problem
 from cotenant.core.reconcile import reconcile
 from cotenant.core.share import Percent
 from cotenant.core.snapshot import Ended, Holder, Labels, Model, NodeShare, ServiceRecord, Snapshot

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from cotenant.core.deaths import Kind
-from cotenant.core.evidence import Evidence
+from cotenant.core.oom.deaths import Kind
+from cotenant.core.oom.evidence import Evidence
 
 LOGS = Path(__file__).parent / "deaths"
 

@@ -10,14 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cotenant import catalogue
-from cotenant.core.advice import at_share, auto_share, longest_context, refuse, smallest_share
-from cotenant.core.calibration import RUNS, Run
-from cotenant.core.configparse import parse_config
-from cotenant.core.estimate import Estimate, Taught, captured_sizes, estimate
-from cotenant.core.modelconfig import ModelConfig
+from cotenant.core.estimate.advice import at_share, auto_share, longest_context, refuse, smallest_share
+from cotenant.core.estimate.calibration import RUNS, Run
+from cotenant.core.estimate.configparse import parse_config
+from cotenant.core.estimate.engine import Estimate, Taught, captured_sizes, estimate
+from cotenant.core.estimate.modelconfig import ModelConfig
+from cotenant.core.estimate.weights import checkpoint_bytes, parameters, weight_bytes
 from cotenant.core.share import GIB
 from cotenant.core.vllm import Engine
-from cotenant.core.weights import checkpoint_bytes, parameters, weight_bytes
 
 EIGHT_B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

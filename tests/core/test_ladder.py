@@ -8,12 +8,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cotenant.core.deaths import Kind
-from cotenant.core.facts import Facts, facts_of
-from cotenant.core.figures import Numbers
-from cotenant.core.ladder import HEALED_AFTER, HOUR, LADDERS, LONGEST_DELAY, Step, delay, heal, held_until, next_step
-from cotenant.core.oom import Blame, Verdict, is_about_memory
-from cotenant.core.remedies import PERMISSION, Overrides, Rung, Setting, apply, overrides
+from cotenant.core.oom.deaths import Kind
+from cotenant.core.oom.facts import Facts, facts_of
+from cotenant.core.oom.figures import Numbers
+from cotenant.core.oom.judge import Blame, Verdict, is_about_memory
+from cotenant.core.oom.ladder import (
+    HEALED_AFTER,
+    HOUR,
+    LADDERS,
+    LONGEST_DELAY,
+    Step,
+    delay,
+    heal,
+    held_until,
+    next_step,
+)
+from cotenant.core.oom.remedies import PERMISSION, Overrides, Rung, Setting, apply, overrides
 from cotenant.core.share import GIB, MIB, Percent
 from cotenant.core.snapshot import (
     Allocation,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cotenant.core.deaths import DEATHS, Kind, Phase
-from cotenant.core.evidence import Evidence, GPUState, evidence_of
-from cotenant.core.oom import MAX_LOG, Blame, judge
+from cotenant.core.oom.deaths import DEATHS, Kind, Phase
+from cotenant.core.oom.evidence import Evidence, GPUState, evidence_of
+from cotenant.core.oom.judge import MAX_LOG, Blame, judge
 from cotenant.core.share import GIB, MIB
 from cotenant.core.snapshot import Allocation, Device, Ended, GPUNode, Pod, Snapshot, Stranger, TenantReading
 from tests.core.corpus import LOGS, REFUSED, RUNS, STARTS, evidence, log

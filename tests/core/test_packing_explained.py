@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from cotenant import solver
-from cotenant.core.adopt import adopt, part
-from cotenant.core.board import order
-from cotenant.core.packing import Bin, Demand, Host, Plan, Problem, Running, Workload, pack
-from cotenant.core.problemfile import answer, read_problem
+from cotenant.core.packing.adopt import adopt, part
+from cotenant.core.packing.board import order
+from cotenant.core.packing.packer import Bin, Demand, Host, Plan, Problem, Running, Workload, pack
+from cotenant.core.packing.problemfile import answer, read_problem
+from cotenant.core.packing.whyhere import on_board, why_here
 from cotenant.core.share import GIB
-from cotenant.core.whyhere import on_board, why_here
 from tests.bench.random_clusters import cluster
 from tests.core.check_plan import check
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from cotenant.cli.pack import main
-from cotenant.core import problemfile
-from cotenant.core.problemfile import read_problem
+from cotenant.core.packing import problemfile
+from cotenant.core.packing.problemfile import read_problem
 from cotenant.errors import InvalidSpec
 from tests.core.check_plan import check
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cotenant.core.deaths import DEATHS, OUT_OF_MEMORY, Kind, Stage
-from cotenant.core.ladder import LADDERS
-from cotenant.core.oom import BLOCKED
-from cotenant.core.remedies import PERMISSION, Rung
+from cotenant.core.oom.deaths import DEATHS, OUT_OF_MEMORY, Kind, Stage
+from cotenant.core.oom.judge import BLOCKED
+from cotenant.core.oom.ladder import LADDERS
+from cotenant.core.oom.remedies import PERMISSION, Rung
 
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 BEGIN, END = "<!-- begin: fault table -->", "<!-- end: fault table -->"

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from cotenant import catalogue
-from cotenant.core.advice import at_share
-from cotenant.core.configparse import parse_config
+from cotenant.core.estimate.advice import at_share
+from cotenant.core.estimate.configparse import parse_config
 from cotenant.core.learn import learn
 from cotenant.core.share import GIB, Bytes
 from cotenant.core.vllm import Engine, Sizing, command, environment, settle

@@ -42,7 +42,11 @@ def stranger(bench: Bench, out: Figures) -> None:
     begin = time.monotonic()
     bench.apply("beside", [bench.entry("big", "llama-8b", "70%"), bench.entry("small", "qwen-2b", "20%")])
     bench.await_ready("beside", PATIENCE)
-    out["round"] = {"ready": True, "bothReadySeconds": round(time.monotonic() - begin), "readySeconds": bench.started("beside")}
+    out["round"] = {
+        "ready": True,
+        "bothReadySeconds": round(time.monotonic() - begin),
+        "readySeconds": bench.started("beside"),
+    }
     out["round"]["completionTokens"] = bench.complete("beside")
     if not bench.stand_in:
         _stranger(bench, out, "beside")

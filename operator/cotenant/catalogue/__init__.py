@@ -8,8 +8,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from cotenant.core.configparse import parse_config
-from cotenant.core.modelconfig import ModelConfig
+from cotenant.core.estimate.configparse import parse_config
+from cotenant.core.estimate.modelconfig import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from cotenant.cli.outlook import question
-from cotenant.core.problem import Host, Workload
+from cotenant.core.packing.problem import Host, Workload
 from cotenant.core.snapshot import Device, Model, Placement, Snapshot
 
 NAMED = "cotenant.dev/named-by"

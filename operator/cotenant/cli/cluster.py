@@ -20,7 +20,7 @@ from cotenant.controller.cache import Cache
 from cotenant.controller.heartbeats import Heartbeats
 from cotenant.controller.sources import Source, sources
 from cotenant.controller.surroundings import survey
-from cotenant.core.modelconfig import ModelConfig
+from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.snapshot import Snapshot
 from cotenant.errors import ClusterError, CotenantError, NotFound, Refused
 from cotenant.kube import Kube, find_kubeconfig

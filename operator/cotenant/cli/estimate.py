@@ -17,10 +17,18 @@ from rich.table import Table
 from cotenant import catalogue, sources
 from cotenant.api import placement
 from cotenant.api.spec import EngineField
-from cotenant.core.advice import AutoShare, Refusal, at_share, auto_share, longest_context, refuse, smallest_share
-from cotenant.core.estimate import Estimate
-from cotenant.core.figure import Figure
-from cotenant.core.modelconfig import ModelConfig
+from cotenant.core.estimate.advice import (
+    AutoShare,
+    Refusal,
+    at_share,
+    auto_share,
+    longest_context,
+    refuse,
+    smallest_share,
+)
+from cotenant.core.estimate.engine import Estimate
+from cotenant.core.estimate.figure import Figure
+from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.share import Auto, Bytes, Percent, Share, Utilization, gib, parse_quantity, parse_share
 from cotenant.core.vllm import Engine, Sizing, settle
 from cotenant.core.vllmflags import refuse_extra

@@ -9,9 +9,9 @@ from typing import Any
 from cotenant.cli.simulation import Action, Course, Key
 from cotenant.cli.why import Ground
 from cotenant.core.memo import Memo
-from cotenant.core.packing import Fragmentation, pack
+from cotenant.core.packing.packer import Fragmentation, pack
+from cotenant.core.packing.problem import Plan, Problem
 from cotenant.core.planning import first_question
-from cotenant.core.problem import Plan, Problem
 from cotenant.core.reconcile import consider
 from cotenant.core.snapshot import Allocation, Device, Placement, Pod, Snapshot
 

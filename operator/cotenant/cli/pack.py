@@ -13,9 +13,9 @@ from typing import cast
 import yaml
 
 from cotenant import solver
-from cotenant.core.packing import Plan, pack
-from cotenant.core.problemfile import ProblemFile, answer, read_problem
-from cotenant.core.whyhere import on_board, why_here
+from cotenant.core.packing.packer import Plan, pack
+from cotenant.core.packing.problemfile import ProblemFile, answer, read_problem
+from cotenant.core.packing.whyhere import on_board, why_here
 from cotenant.errors import CotenantError, InvalidSpec
 
 STEPS_PER_SECOND = 8000

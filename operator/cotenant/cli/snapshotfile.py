@@ -20,7 +20,7 @@ import yaml
 from pydantic.alias_generators import to_camel
 
 from cotenant.api.placement import read_status
-from cotenant.core.modelconfig import ModelConfig
+from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.preflight import Failed, Passed, Preflight, Running
 from cotenant.core.share import Auto, Bytes, Percent, parse_share
 from cotenant.core.snapshot import Pod, Snapshot, Status

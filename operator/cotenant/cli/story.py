@@ -11,11 +11,11 @@ from pydantic.alias_generators import to_camel
 from cotenant.cli.map import phase
 from cotenant.cli.why import Ground
 from cotenant.core.ask import known, per_node_share
-from cotenant.core.deaths import Kind
 from cotenant.core.inventory import Machine
-from cotenant.core.ladder import LADDERS
 from cotenant.core.ledger import Account, Tenant
-from cotenant.core.remedies import PERMISSION, Rung, Setting, overrides
+from cotenant.core.oom.deaths import Kind
+from cotenant.core.oom.ladder import LADDERS
+from cotenant.core.oom.remedies import PERMISSION, Rung, Setting, overrides
 from cotenant.core.replica import Replica
 from cotenant.core.share import SCALE, Auto, Bytes, Percent, gib
 from cotenant.core.snapshot import Allocation, Fault, Learned, Model, Placement, Pod, Snapshot

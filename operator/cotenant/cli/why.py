@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cotenant.core.board import Board
 from cotenant.core.memo import Memo
-from cotenant.core.packing import pack
-from cotenant.core.pins import pin
+from cotenant.core.packing.board import Board
+from cotenant.core.packing.packer import pack
+from cotenant.core.packing.pins import pin
+from cotenant.core.packing.problem import Change, Limit, Plan, Problem, Reason
+from cotenant.core.packing.whyhere import on_board, why_here
 from cotenant.core.planning import first_question
-from cotenant.core.problem import Change, Limit, Plan, Problem, Reason
 from cotenant.core.reconcile import Considered, consider
 from cotenant.core.replica import Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Snapshot
-from cotenant.core.whyhere import on_board, why_here
 
 NAMED = 4
 """Nodes that are named in a sentence."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from cotenant.core.modelconfig import ModelConfig
+from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.snapshot import Placement
 from cotenant.errors import CotenantError
 

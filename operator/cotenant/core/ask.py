@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cotenant.core.advice import auto_share, refuse
-from cotenant.core.estimate import Taught
+from cotenant.core.estimate.advice import auto_share, refuse
+from cotenant.core.estimate.engine import Taught
 from cotenant.core.inventory import Machine
 from cotenant.core.learn import recall
 from cotenant.core.pod import allocated_hash, lesson, model_wish

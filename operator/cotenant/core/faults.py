@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from cotenant.core import ladder
 from cotenant.core.decision import Emit, Judged
 from cotenant.core.demand import Demands, Wanted
 from cotenant.core.drift import overdue
-from cotenant.core.evidence import evidence_of
-from cotenant.core.facts import Ground, facts_of
-from cotenant.core.oom import judge
+from cotenant.core.oom import ladder
+from cotenant.core.oom.evidence import evidence_of
+from cotenant.core.oom.facts import Ground, facts_of
+from cotenant.core.oom.judge import judge
+from cotenant.core.oom.remedies import apply, overrides
 from cotenant.core.pod import Tuning, lesson
-from cotenant.core.remedies import apply, overrides
 from cotenant.core.replica import Replica
 from cotenant.core.share import GIB, Percent
 from cotenant.core.snapshot import Fault, Pod, Snapshot

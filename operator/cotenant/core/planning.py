@@ -10,7 +10,7 @@ from cotenant.core.ask import ask
 from cotenant.core.inventory import Inventory, Machine
 from cotenant.core.ledger import Account
 from cotenant.core.memo import Memo
-from cotenant.core.packing import Host, Problem, Running, Workload, pack
+from cotenant.core.packing.packer import Host, Problem, Running, Workload, pack
 from cotenant.core.replica import Assigned, NoPlace, Replica
 from cotenant.core.snapshot import Allocation, Pod, Policy
 from cotenant.core.terms import Kinds, grouped, hosts, kinds, running, workload

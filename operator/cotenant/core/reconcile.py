@@ -10,15 +10,15 @@ from cotenant.core.binding import Binding, Pinned
 from cotenant.core.decision import Apply, Create, Decision, Delete, GPUFigures
 from cotenant.core.demand import Demands, demand
 from cotenant.core.drift import Start, drift, outdated
+from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.faults import Faults, PodsByName, faults, pods_of
 from cotenant.core.inventory import Inventory, inventory, shut
 from cotenant.core.issues import impossible
-from cotenant.core.ladder import held_until
 from cotenant.core.ledger import Account, accounts
 from cotenant.core.lessons import Lessons, kv_pin, learn
 from cotenant.core.memo import Memo
-from cotenant.core.modelconfig import ModelConfig
 from cotenant.core.names import ENGINE_CONTAINER
+from cotenant.core.oom.ladder import held_until
 from cotenant.core.planning import assign
 from cotenant.core.pod import Tuning, engine_pod, service, service_hash
 from cotenant.core.replica import Assigned, Replica

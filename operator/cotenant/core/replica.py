@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cotenant.core.demand import Wanted
-from cotenant.core.modelconfig import ModelConfig
+from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.share import Share
 from cotenant.core.snapshot import Allocation, Learned, Pod
 

@@ -10,7 +10,7 @@ from cotenant.core.share import GIB, Share
 from cotenant.core.vllm import Engine
 
 if TYPE_CHECKING:
-    from cotenant.core.modelconfig import ModelConfig
+    from cotenant.core.estimate.modelconfig import ModelConfig
     from cotenant.core.preflight import Preflight
 
 Labels = tuple[tuple[str, str], ...]

@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from cotenant.core.advice import at_share
 from cotenant.core.demand import Issue, Wanted
-from cotenant.core.modelconfig import ModelConfig
+from cotenant.core.estimate.advice import at_share
+from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.pod import url
 from cotenant.core.replica import Assigned, NoPlace, Replica
 from cotenant.core.share import gib

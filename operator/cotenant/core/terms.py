@@ -9,7 +9,7 @@ from cotenant.core.ask import Ask, ask
 from cotenant.core.inventory import Inventory, Machine
 from cotenant.core.ledger import Account
 from cotenant.core.memo import Memo
-from cotenant.core.packing import Bin, Demand, Host, Running, Workload
+from cotenant.core.packing.packer import Bin, Demand, Host, Running, Workload
 from cotenant.core.replica import NoPlace, Replica
 from cotenant.core.snapshot import Labels, Pod, Policy, matches
 

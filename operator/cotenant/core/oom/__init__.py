@@ -1,0 +1,1 @@
+"""What a dead engine died of, by its log and its GPUs, and the ladder of remedies."""

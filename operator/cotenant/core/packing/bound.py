@@ -1,0 +1,214 @@
+"""The least any plan can cost that leaves what runs where it is: proven, by volume, Martello-Toth's L2 or the LP.
+
+Everything left out (CPU, nodes, islands, replicas apart over nodes) can only make plans dearer, so the bound stays true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from math import gcd
+
+from cotenant.core.packing.board import Board
+from cotenant.core.packing.columns import PRICE_SCALE, BinClass, Column, Item, Solution, solve
+from cotenant.core.share import SCALE
+
+MAX_ITEMS = 90
+"""Kinds of items the LP takes; beyond that sizes are rounded down, which keeps the bound true and weakens it."""
+MAX_CLASSES = 12
+"""Kinds of GPUs the LP takes; beyond that the partly used ones are taken for larger than they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A proven minimum."""
+
+    cost: int
+    method: str
+    complete: bool = True
+
+
+class Relaxation:
+    """The free replicas and the GPUs without what only makes plans dearer; taken from a board before they are placed."""
+
+    def __init__(self, board: Board, free: list[int], whole: bool) -> None:
+        """`whole`: groups stay on islands; true of plans without splits only."""
+        self.base = board.cost
+        self.items: list[Item] = []
+        self.workloads: list[list[int]] = []
+        """The workloads behind each item."""
+        counts: dict[int, int] = {}
+        for r in free:
+            counts[board.owner[r]] = counts.get(board.owner[r], 0) + 1
+        least = min((board.headroom[w] for w in counts), default=0)
+        self.whole = whole
+        self.classes, self.class_kind, self.class_island, self.gpu_class = _classes(board, least, whole)
+        step = 0
+        while True:
+            self._collect(board, counts, step)
+            if len(self.items) <= MAX_ITEMS or step > 8:
+                break
+            step += 1
+        self.rounded = step > 0
+        self.solution: Solution | None = None
+        self.costs = sorted({c.cost for c in self.classes if c.cost})
+
+    def _collect(self, board: Board, counts: dict[int, int], step: int) -> None:
+        groups: dict[tuple[tuple[int, int] | None, ...], list[int]] = {}
+        for w in counts:
+            size = board.size[w]
+            sizes = tuple(
+                _size(board.demand[w], kind, step) if size <= island or not self.whole else None
+                for kind, island in zip(self.class_kind, self.class_island, strict=True)
+            )
+            groups.setdefault(sizes, []).append(w)
+        self.items, self.workloads = [], []
+        for sizes, workloads in sorted(groups.items(), key=lambda g: min(g[1])):
+            count = sum(counts[w] * board.size[w] for w in workloads)
+            most = sum(1 if board.apart[w] else counts[w] for w in workloads)
+            self.items.append(Item(count, most, sizes))
+            self.workloads.append(workloads)
+
+    def solve(self, board: Board, free: list[int], steps: int, keep_going: Callable[[], bool]) -> None:
+        """Find the best prices the LP can, from what the GPUs hold now; without it the bound is by volume."""
+        self.solution = solve(
+            self.items, self.classes, self._held(board, free), self._volume_prices(), steps, keep_going
+        )
+
+    def _held(self, board: Board, free: list[int]) -> list[Column]:
+        item_of = {w: i for i, workloads in enumerate(self.workloads) for w in workloads}
+        holds: dict[int, dict[int, int]] = {}
+        for r in free:
+            for g in board.spot[r]:
+                there = holds.setdefault(g, {})
+                item = item_of[board.owner[r]]
+                there[item] = there.get(item, 0) + 1
+        return [
+            Column(self.gpu_class[g], tuple(sorted(there.items())))
+            for g, there in sorted(holds.items())
+            if self.gpu_class[g] >= 0
+        ]
+
+    def bound(self, board: Board, unplaced: list[int]) -> Bound:
+        """The least a plan can cost that leaves as many of every priority unplaced as these."""
+        found = [self._priced(self._volume_prices(), board, unplaced, "volume")]
+        if self.solution is not None:
+            name = "configuration LP" + (", sizes rounded" if self.rounded else "")
+            found.append(self._priced(list(self.solution.prices), board, unplaced, name, self.solution.bound))
+        if not unplaced and len([c for c in self.classes if c.supply]) == 1 and self.classes[0].cost:
+            found.append(Bound(self.base + self._l2() * self.classes[0].cost, "L2"))
+        return max(found, key=lambda b: b.cost)
+
+    def _volume_prices(self) -> list[int]:
+        prices = []
+        for item in self.items:
+            ratios = [
+                of.cost * PRICE_SCALE * size[0] // of.promise
+                for size, of in zip(item.sizes, self.classes, strict=True)
+                if size and of.cost and of.promise >= size[0] and of.real >= size[1]
+            ]
+            prices.append(min(ratios, default=0))
+        return prices
+
+    def _priced(
+        self, prices: list[int], board: Board, unplaced: list[int], method: str, total: int | None = None
+    ) -> Bound:
+        if total is None:
+            total = sum(p * item.count for p, item in zip(prices, self.items, strict=True))
+            for c, of in enumerate(self.classes):
+                if of.supply and not of.cost:
+                    densest = max(
+                        (-(-p * of.promise // max(1, s[0])) for p, i in zip(prices, self.items, strict=True)
+                         if (s := i.sizes[c]) is not None and s[0] <= of.promise),
+                        default=0,
+                    )  # fmt: skip
+                    total -= densest * of.supply
+        if unplaced:
+            total -= self._worth(prices, board, unplaced)
+        cost = max(0, -(-total // PRICE_SCALE))
+        unit = gcd(*self.costs) if self.costs else 1
+        return Bound(self.base + -(-cost // unit) * unit, method)
+
+    def _worth(self, prices: list[int], board: Board, unplaced: list[int]) -> int:
+        """What the dearest replicas are worth, as many of every priority as are unplaced."""
+        price_of = {w: p for p, workloads in zip(prices, self.workloads, strict=True) for w in workloads}
+        worth: dict[int, list[int]] = {}
+        counts: dict[int, int] = {}
+        for w, price in price_of.items():
+            worth.setdefault(board.priority[w], []).append(price * board.size[w])
+        for r in unplaced:
+            priority = board.priority[board.owner[r]]
+            counts[priority] = counts.get(priority, 0) + 1
+        return sum(max(worth.get(priority, [0])) * count for priority, count in counts.items())
+
+    def _l2(self) -> int:
+        of = self.classes[0]
+        promised = sum((i.sizes[0] or (0, 0))[0] * i.count for i in self.items) * of.real
+        at = 0 if promised >= sum((i.sizes[0] or (0, 0))[1] * i.count for i in self.items) * of.promise else 1
+        capacity = of.promise if at == 0 else of.real
+        sizes = sorted((s[at], item.count) for item in self.items if (s := item.sizes[0]))
+        return max((_l2_at(sizes, capacity, a) for a in {0, *(s for s, _ in sizes if 2 * s <= capacity)}), default=0)
+
+    def columns(self) -> list[tuple[Column, float]]:
+        """What the LP would fill GPUs with, and how many GPUs so."""
+        return list(self.solution.use) if self.solution else []
+
+
+def _l2_at(sizes: list[tuple[int, int]], capacity: int, least: int) -> int:
+    large = medium = room = small = 0
+    for size, count in sizes:
+        if size > capacity - least:
+            large += count
+        elif 2 * size > capacity:
+            medium += count
+            room += (capacity - size) * count
+        elif size >= least:
+            small += size * count
+    return large + medium + max(0, -(-(small - room) // capacity))
+
+
+def _size(demands: tuple[tuple[int, int] | None, ...], kind: int, step: int) -> tuple[int, int] | None:
+    need = demands[kind]
+    if need is None or not step:
+        return None if need is None else (need[0], need[0] + need[1])
+    keep = 7 - step
+    drop = max(0, need[0].bit_length() - max(1, keep))
+    share = need[0] >> drop << drop
+    return (share, share + need[1])
+
+
+def _classes(board: Board, least: int, whole: bool) -> tuple[list[BinClass], list[int], list[int], list[int]]:
+    """GPUs that are alike: (classes, the kind of each, its island size, the class of every GPU or -1: takes nothing)."""
+    sizes: dict[int, int] = {}
+    for island in board.island:
+        sizes[island] = sizes.get(island, 0) + 1
+    groups: dict[tuple[int, int, int, int, int, int], list[int]] = {}
+    for g in range(len(board.uuid)):
+        kind, seats = board.host_kind[board.host[g]], board.max_tenants - len(board.tenants[g])
+        promise = board.promise[g] - max(board.kept[g], board.memory[g] * least // SCALE)
+        if seats > 0 and promise > 0 and board.real[g] > 0 and board.ready[board.host[g]]:
+            price = 0 if board.tenants[g] else board.price[g]
+            island = sizes[board.island[g]] if whole else 0
+            groups.setdefault((kind, price, island, promise, board.real[g], seats), []).append(g)
+    keys = sorted(groups)
+    while len(keys) > MAX_CLASSES:
+        pairs = [
+            (a[:3] != b[:3], (b[3] - a[3]) * len(groups[a]), at)
+            for at, (a, b) in enumerate(pairwise(keys))
+            if a[:2] == b[:2]
+        ]
+        if not pairs:
+            break
+        at = min(pairs)[2]
+        a, b = keys[at], keys[at + 1]
+        merged = (a[0], a[1], max(a[2], b[2]), max(a[3], b[3]), max(a[4], b[4]), max(a[5], b[5]))
+        members = groups.pop(a) + groups.pop(b)
+        groups[merged] = groups.get(merged, []) + members
+        keys = sorted(groups)
+    of = [-1] * len(board.uuid)
+    for number, key in enumerate(keys):
+        for g in groups[key]:
+            of[g] = number
+    classes = [BinClass(len(groups[k]), k[1], k[3], k[4], k[5]) for k in keys]
+    return classes, [k[0] for k in keys], [k[2] for k in keys], of

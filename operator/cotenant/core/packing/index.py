@@ -1,0 +1,348 @@
+"""Finding the best spot in microseconds: open GPUs by room, clean GPUs by island, domains by what they have left.
+
+A domain is a set of GPUs a tensor parallel group may take without spanning islands (an island), or a whole host when
+nothing else is left. Domains that look the same (the same sorted tuple of rooms) are judged once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cotenant.core.packing.board import Board, Spot
+
+Skip = Callable[[], bool]
+"""Asked per candidate; True passes over a good one (the noise of the search)."""
+
+BIG_ISLAND = 4
+"""Islands of this many GPUs are kept closed to single-GPU replicas while another GPU will do."""
+
+
+def _never() -> bool:
+    return False
+
+
+class Index:
+    """Kept true by the board; answers `one` and `group`."""
+
+    def __init__(self, board: Board, built: bool = True) -> None:
+        self.board = board
+        self.built = built
+        if not built:
+            return
+        self.count = max(1, len(board.uuid))
+        kinds = max(1, len(board.kinds))
+        self.least_cpu = min(board.cpu_need, default=0)
+        self.least_memory = min(board.memory_need, default=0)
+        self.usable = [self._is_usable(h) for h in range(len(board.hosts))]
+        self.open: list[list[int]] = [[] for _ in range(kinds)]
+        """Per kind: room * count + GPU, of GPUs that cost nothing more to use."""
+        self.code = [-1] * len(board.uuid)
+        self._build_cells()
+        self.domains = [_Domains(board, whole) for whole in (False, True)]
+        self._learn_all()
+        for cell in range(len(self.clean)):
+            self._rank(cell)
+
+    def _is_usable(self, host: int) -> bool:
+        board = self.board
+        return board.ready[host] and board.cpu[host] >= self.least_cpu and board.host_memory[host] >= self.least_memory
+
+    def _build_cells(self) -> None:
+        """Cells: clean GPUs of one island, one size and one price; classes: cells of one kind, price and size."""
+        board = self.board
+        cells: dict[tuple[int, int, int], int] = {}
+        classes: dict[tuple[int, int, int], int] = {}
+        self.cell = [0] * len(board.uuid)
+        self.cell_class: list[int] = []
+        self.cell_island: list[int] = []
+        self.classes: list[tuple[int, int, int, list[int]]] = []
+        """(kind, price, memory, cells best first as rank codes)."""
+        self.clean: list[list[int]] = []
+        for g in range(len(board.uuid)):
+            price, memory = board.price[g], board.memory[g]
+            key = (board.island[g], price, memory)
+            if key not in cells:
+                cells[key] = len(self.clean)
+                self.clean.append([])
+                of = (board.host_kind[board.host[g]], price, memory)
+                if of not in classes:
+                    classes[of] = len(self.classes)
+                    self.classes.append((*of, []))
+                self.cell_class.append(classes[of])
+                self.cell_island.append(board.island[g])
+            self.cell[g] = cells[key]
+        self.cell_rank = [-1] * len(self.clean)
+        self.classes_of: list[list[int]] = [[] for _ in self.open]
+        for number in sorted(range(len(self.classes)), key=lambda c: self.classes[c][:3]):
+            self.classes_of[self.classes[number][0]].append(number)
+
+    # ------------------------------------------------------------------------------------------------- staying true
+    def _learn_all(self) -> None:
+        """What `_learn` does, for every GPU at once: sorted in the end instead of kept sorted."""
+        board = self.board
+        for g, tenants in enumerate(board.tenants):
+            host = board.host[g]
+            if not self.usable[host]:
+                continue
+            if not tenants and board.price[g]:
+                self.clean[self.cell[g]].append(g)
+            elif len(tenants) < board.max_tenants and (room := self.room(g)) >= 0:
+                self.code[g] = room * self.count + g
+                self.open[board.host_kind[host]].append(self.code[g])
+        for pool in self.open:
+            pool.sort()
+
+    def forget(self, g: int) -> None:
+        """The GPU is about to change."""
+        if not self.built:
+            return
+        code = self.code[g]
+        if code >= 0:
+            pool = self.open[self.board.host_kind[self.board.host[g]]]
+            del pool[bisect_left(pool, code)]
+            self.code[g] = -1
+            return
+        clean = self.clean[self.cell[g]]
+        at = bisect_left(clean, g)
+        if at < len(clean) and clean[at] == g:
+            del clean[at]
+
+    def learn(self, g: int) -> None:
+        """The GPU has changed."""
+        if not self.built:
+            return
+        self.forget(g)
+        self._learn(g)
+        self._rank(self.cell[g])
+        for domains in self.domains:
+            domains.dirty.add(g)
+
+    def _learn(self, g: int) -> None:
+        board = self.board
+        host = board.host[g]
+        if not self.usable[host]:
+            return
+        if not board.tenants[g] and board.price[g]:
+            insort(self.clean[self.cell[g]], g)
+        elif len(board.tenants[g]) < board.max_tenants:
+            room = self.room(g)
+            if room >= 0:
+                code = room * self.count + g
+                insort(self.open[board.host_kind[host]], code)
+                self.code[g] = code
+
+    def room(self, g: int) -> int:
+        """An upper bound of the share that fits on this GPU; exact when all overruns are equal."""
+        board = self.board
+        promised = board.promise[g] - board.kept[g]
+        real = board.real[g] - board.least_overrun
+        return promised if promised < real else real
+
+    def _rank(self, cell: int) -> None:
+        """Opened islands first, then those with the fewest clean GPUs."""
+        ranked = self.classes[self.cell_class[cell]][3]
+        if self.cell_rank[cell] >= 0:
+            del ranked[bisect_left(ranked, self.cell_rank[cell])]
+            self.cell_rank[cell] = -1
+        clean = len(self.clean[cell])
+        if clean:
+            island = self.cell_island[cell]
+            rank = (0 if self.board.island_use[island] else 1 + (clean >= BIG_ISLAND)) * 4096 + clean
+            self.cell_rank[cell] = rank * len(self.clean) + cell
+            insort(ranked, self.cell_rank[cell])
+
+    def host_changed(self, host: int) -> None:
+        """Its CPU or memory changed: GPUs of a host that can start nothing more are not looked at."""
+        if not self.built:
+            return
+        usable = self._is_usable(host)
+        if usable is self.usable[host]:
+            return
+        gpus = self.board.host_gpus[host]
+        self.usable[host] = usable
+        for g in gpus:
+            self.forget(g)
+            self._learn(g)
+            self._rank(self.cell[g])
+
+    # ------------------------------------------------------------------------------------------------------- asking
+    def spot(self, w: int, skip: Skip = _never, by_share: bool = False) -> Spot:
+        """The best GPUs for one replica of `w`, or () when it fits nowhere."""
+        if self.board.size[w] == 1:
+            return self.one(w, skip, by_share)
+        return self.group(w, skip)
+
+    def one(self, w: int, skip: Skip = _never, by_share: bool = False) -> Spot:
+        """The open GPU that is left with the least, else the cheapest clean one."""
+        board = self.board
+        best, best_score = -1, 0
+        for kind, need in enumerate(board.demand[w]):
+            if need is None:
+                continue
+            pool = self.open[kind]
+            for at in range(bisect_left(pool, need[0] * self.count), len(pool)):
+                room, g = divmod(pool[at], self.count)
+                if board.fits(w, g) and board.host_fits(w, board.host[g]) and not skip():
+                    left = need[0] * board.hosts[board.host[g]].cost if by_share else room - need[0]
+                    score = left * 1_000_000 // max(1, board.memory[g])
+                    if best < 0 or score < best_score:
+                        best, best_score = g, score
+                    break
+        return (best,) if best >= 0 else self._clean_one(w)
+
+    def _clean_one(self, w: int) -> Spot:
+        board = self.board
+        best: tuple[int, int, int, int] | None = None
+        for kind, need in enumerate(board.demand[w]):
+            if need is None:
+                continue
+            for number in self.classes_of[kind]:
+                _, price, memory, ranked = self.classes[number]
+                if best is not None and price > best[0]:
+                    break
+                for code in ranked:
+                    rank, cell = divmod(code, len(self.clean))
+                    shunned = board.avoid.get(w, frozenset()) if board.avoid else frozenset()
+                    g = next((other for other in self.clean[cell] if other not in shunned), -1)
+                    if g < 0 or not board.host_fits(w, board.host[g]):
+                        continue
+                    if board.fits(w, g):
+                        found = (price, rank, memory - need[0], g)
+                        best = found if best is None else min(best, found)
+                    break
+        return (best[3],) if best else ()
+
+    def group(self, w: int, skip: Skip = _never) -> Spot:
+        """The best GPUs for a tensor parallel group: one island, cheapest, tightest; else across islands of a host."""
+        for domains in self.domains[: 1 if self.board.workloads[w].same_island else 2]:
+            found = domains.best(w, skip)
+            if found:
+                return found
+        return ()
+
+
+class _Domains:
+    """Islands (or whole hosts) in buckets by what their GPUs have left; refreshed only when asked."""
+
+    def __init__(self, board: Board, whole: bool) -> None:
+        self.board = board
+        self.whole = whole
+        self.dirty: set[int] = set()
+        self.members: list[list[int]] | None = None
+        self.buckets: list[dict[Signature, list[int]]] = []
+        self.memo: dict[tuple[int, int, int], dict[Signature, Score | None]] = {}
+
+    def _build(self) -> list[list[int]]:
+        board = self.board
+        members: list[list[int]] = []
+        self.of = [-1] * len(board.uuid)
+        for gpus in board.host_gpus:
+            islands: dict[int, list[int]] = {}
+            for g in gpus:
+                islands.setdefault(board.island[g], []).append(g)
+            if self.whole:
+                found = [list(gpus)] if len(islands) > 1 else []
+            else:
+                found = [i for i in islands.values() if len(i) > 1]
+            for domain in found:
+                for g in domain:
+                    self.of[g] = len(members)
+                members.append(domain)
+        self.signature: list[Signature | None] = [None] * len(members)
+        self.buckets = [{} for _ in board.index.open]
+        for number in range(len(members)):
+            self._refresh(number, members[number])
+        self.dirty.clear()
+        return members
+
+    def _refresh(self, number: int, gpus: list[int]) -> None:
+        board = self.board
+        bucket = self.buckets[board.host_kind[board.host[gpus[0]]]]
+        old = self.signature[number]
+        if old is not None:
+            same = bucket[old]
+            del same[bisect_left(same, number)]
+            if not same:
+                del bucket[old]
+        sig = []
+        for g in gpus:
+            if len(board.tenants[g]) < board.max_tenants:
+                price = 0 if board.tenants[g] else board.price[g]
+                sig.append((price, max(0, board.index.room(g)), 0 if board.island_use[board.island[g]] else 1))
+        sig.sort()
+        signature = tuple(sig)
+        self.signature[number] = signature
+        insort(bucket.setdefault(signature, []), number)
+
+    def best(self, w: int, skip: Skip) -> Spot:
+        """The best GPUs of the best domain, or ()."""
+        board = self.board
+        if self.members is None:
+            self.members = self._build()
+        for number in {self.of[g] for g in self.dirty}:
+            if number >= 0:
+                self._refresh(number, self.members[number])
+        self.dirty.clear()
+        size = board.size[w]
+        scored: list[tuple[Score, int, Signature]] = []
+        for kind, need in enumerate(board.demand[w]):
+            if need is None:
+                continue
+            memo = self.memo.setdefault((kind, need[0], size), {})
+            for signature in self.buckets[kind]:
+                if signature in memo:
+                    score = memo[signature]
+                else:
+                    score = memo[signature] = _score(signature, need[0], size)
+                if score is not None:
+                    scored.append((score, kind, signature))
+        if not scored:
+            return ()
+        first = min(scored)
+        found = self._take(w, first, skip)
+        if found:
+            return found
+        for candidate in sorted(scored)[1:]:
+            found = self._take(w, candidate, skip)
+            if found:
+                return found
+        return ()
+
+    def _take(self, w: int, candidate: tuple[Score, int, Signature], skip: Skip) -> Spot:
+        board = self.board
+        assert self.members is not None
+        for number in self.buckets[candidate[1]][candidate[2]]:
+            gpus = self.members[number]
+            if not board.host_fits(w, board.host[gpus[0]]) or skip():
+                continue
+            fitting = sorted(
+                (0 if board.tenants[g] else board.price[g], 0 if board.island_use[board.island[g]] else 1,
+                 board.index.room(g), g)
+                for g in gpus if board.fits(w, g)
+            )  # fmt: skip
+            if len(fitting) >= board.size[w]:
+                return tuple(sorted(f[3] for f in fitting[: board.size[w]]))
+        return ()
+
+
+Signature = tuple[tuple[int, int, int], ...]
+"""Per GPU of a domain that takes another tenant: price of opening it, room, whether its island is untouched; sorted."""
+
+Score = tuple[int, int, int, int]
+"""Price, untouched islands, bytes left on the GPUs taken, GPUs that could take another such rank; smaller is better."""
+
+
+def _score(signature: Signature, share: int, size: int) -> Score | None:
+    fitting = [gpu for gpu in signature if gpu[1] >= share]
+    if len(fitting) < size:
+        return None
+    taken = fitting[:size]
+    return (
+        sum(gpu[0] for gpu in taken),
+        max(gpu[2] for gpu in taken),
+        sum(gpu[1] - share for gpu in taken),
+        len(fitting),
+    )

@@ -1,0 +1,145 @@
+"""Replicas + what is free -> Plan: which replica goes on which GPUs, and why the rest goes nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cotenant.core.packing.board import Board
+from cotenant.core.packing.bound import Bound, Relaxation
+from cotenant.core.packing.consent import one_move, other_product
+from cotenant.core.packing.exact import MAX_FREE, MAX_GPUS, Fitting
+from cotenant.core.packing.fragmentation import measure
+from cotenant.core.packing.making_room import MakingRoom
+from cotenant.core.packing.pins import pin
+from cotenant.core.packing.problem import (
+    Bin,
+    Change,
+    Demand,
+    Fragmentation,
+    Host,
+    Key,
+    Limit,
+    Placed,
+    Plan,
+    Problem,
+    Reason,
+    Running,
+    Unplaced,
+    Workload,
+)
+from cotenant.core.packing.search import Effort, Search
+from cotenant.core.packing.whynot import Survey, why_not
+
+__all__ = [
+    "Bin", "Change", "Demand", "Fragmentation", "Host", "Key", "Limit", "Placed", "Plan", "Problem", "Reason", "Running", "Unplaced",
+    "Workload", "pack",
+]  # fmt: skip
+
+SMALL_CLUSTER = 32
+EXACT_NODES = 3000
+"""Nodes of the proof that everything fits without a move, about a second at the most."""
+REPAIR_STEPS = 1500
+"""Placements tried to place more without a move where the proof is out of reach."""
+
+MAX_ADVISED = 20
+"""Unplaced workloads for which a move is looked for; the others are told what binds."""
+
+
+def pack(problem: Problem, keep_going: Callable[[], bool] | None = None) -> Plan:
+    """The plan for this problem: what runs stays, the rest goes where it costs least, highest priority first.
+
+    `problem.iterations` bounds the improvement; `keep_going` may end it earlier (the clock is the caller's), and the
+    plan is valid whenever it does.
+    """
+    board = Board(problem)
+    pin(board)
+    effort = Effort(problem.iterations, keep_going)
+    free = board.unplaced()
+    search = Search(board, free, effort, problem.seed)
+    search.construct()
+    relaxation = None
+    place_without_moves(search)
+    # what an over-committed GPU gave up was a choice: with another one the least cost may be another
+    if problem.iterations and not any(board.runs[r] and board.home[r] for r in free):
+        relaxation = relax(board, search, whole=not board.splits)
+    room = MakingRoom(search)
+    if search.unplaced and problem.moves:
+        room.run()
+    search.improve(relaxation.bound(board, sorted(search.unplaced)).cost if relaxation else 0)
+    if search.unplaced and problem.moves:
+        room.run()
+    if room.disturbed:
+        room.go_home()
+    bound = relaxation.bound(board, sorted(search.unplaced)) if relaxation and not room.disturbed else None
+    return publish(board, effort, room.disturbed, bound)
+
+
+def relax(board: Board, search: Search, whole: bool) -> Relaxation:
+    """The relaxation of the problem with what runs in place, solved within a third of the effort."""
+    spots = search.spots()
+    for r in search.free:
+        search.take(r)
+    relaxation = Relaxation(board, search.free, whole)
+    search.restore(spots)
+    relaxation.solve(board, search.free, 1000, lambda: search.effort.spend(10))
+    return relaxation
+
+
+def place_without_moves(search: Search) -> None:
+    """When something is unplaced: look for a place for everything before anything that runs is touched."""
+    board = search.board
+    if not search.unplaced:
+        return
+    spots, before = search.spots(), search.mark()
+    for r in search.free:
+        search.take(r)
+    hopeless = {w for w in {board.owner[r] for r in search.free} if not board.index.spot(w)}
+    hopeful = [r for r in search.free if board.owner[r] not in hopeless]
+    if len(board.uuid) <= MAX_GPUS and len(hopeful) <= MAX_FREE:
+        fitting = Fitting(board, hopeful, EXACT_NODES if len(board.uuid) <= SMALL_CLUSTER else EXACT_NODES // 4)
+        if fitting.place():
+            for r in hopeful:
+                search.found(r)
+            return
+    search.restore(spots)
+    if hopeful and search.mark() == before:
+        search.repair(REPAIR_STEPS)
+
+
+def changes_for(board: Board, rules: MakingRoom, w: int) -> tuple[Change, ...]:
+    """What besides a smaller share would place a replica of this workload."""
+    return tuple(change for change in (one_move(board, rules, w), other_product(board, w)) if change)
+
+
+def publish(board: Board, effort: Effort, disturbed: dict[int, int], bound: Bound | None) -> Plan:
+    """What the board shows, as a plan."""
+    placed = []
+    for r, spot in enumerate(board.spot):
+        if spot:
+            workload = board.workloads[board.owner[r]].key
+            host = board.hosts[board.host[spot[0]]].name
+            moved = board.runs[r] and spot != board.home[r]
+            gpus = board.as_run.get(r, ()) if not moved else ()
+            moved_for = board.workloads[disturbed[r]].key if moved and r in disturbed else ""
+            placed.append(
+                Placed(workload, board.number[r], host, gpus or tuple(board.uuid[g] for g in spot), moved, moved_for)
+            )
+    unplaced = []
+    reasons: dict[tuple[int, str], Reason] = {}
+    rules, survey = MakingRoom(Search(board, [], Effort(0), 0)), Survey(board)
+    for r in board.unplaced():
+        w = board.owner[r]
+        displaced_by = board.workloads[disturbed[r]].key if r in disturbed else ""
+        if (w, displaced_by) not in reasons:
+            others = changes_for(board, rules, w) if len(reasons) < MAX_ADVISED else ()
+            reasons[w, displaced_by] = why_not(survey, r, displaced_by, others)
+        unplaced.append(Unplaced(board.workloads[w].key, board.number[r], reasons[w, displaced_by]))
+    return Plan(
+        tuple(placed),
+        tuple(unplaced),
+        board.key(),
+        bound=bound.cost if bound else None,
+        bound_method=bound.method if bound else "",
+        effort=effort.spent,
+        fragmentation=measure(board),
+    )
