@@ -239,3 +239,20 @@ def test_a_node_that_is_not_proven_to_keep_gpus_apart_is_left_for_one_that_is() 
 def ground(kube_node: Node, snapshot: Snapshot) -> Ground:
     style = Style(snapshot.policy.injection)
     return Ground(kube_node.name, kube_node.uid, style, snapshot.policy.runtime_class, snapshot.injection_version)
+
+
+def test_a_stranger_moves_a_tenant_only_where_they_do_not_really_fit_beside_each_other() -> None:
+    def beside(stranger: int) -> Cluster:
+        cluster = Cluster([node("n1", memory=95 * GIB)])
+        cluster.apply(placement("sparrow", model("a", "70%"), model("b", "20%"), headroom="10%")).settle()
+        kube_node, report = cluster.nodes[0]
+        strangers = (Stranger(1, "python", stranger),)
+        cluster.nodes[0] = (kube_node, replace(report, devices=(replace(report.devices[0], strangers=strangers),)))
+        cluster.nodes.append(node("n2", memory=95 * GIB))
+        return cluster.settle()
+
+    def homes(cluster: Cluster) -> list[str]:
+        return sorted(pod.allocation.node for pod in cluster.pods.values() if pod.allocation)
+
+    assert homes(beside(2 * GIB)) == ["n1", "n1"]
+    assert homes(beside(12 * GIB)) == ["n1", "n2"]

@@ -86,7 +86,7 @@ def hosts(
             if why := usable(device.uuid):
                 note = note or why
                 continue
-            used = outside_use.get(device.uuid, 0) + ledger[device.uuid].foreign
+            used = outside_use.get(device.uuid, 0) + _foreign(ledger[device.uuid])
             bins.append(Bin(device.uuid, device.usable, min(used, device.usable), device.island, cost(device.uuid)))
         taken = asked.get(name, 0)
         out.append(
@@ -103,6 +103,18 @@ def hosts(
             )
         )
     return tuple(out)
+
+
+def _foreign(account: Account) -> int:
+    """Bytes of others that count against this plan.
+
+    Where tenants and strangers really fit beside each other, a stranger that eats into the headroom moves nobody: it only
+    leaves no room for another promise.
+    """
+    device = account.device
+    if not account.tenants or account.expected + account.foreign > device.usable:
+        return account.foreign
+    return min(account.foreign, max(0, device.usable - account.reserved - account.promised))
 
 
 def workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy, memo: Memo) -> Workload | NoPlace:
