@@ -194,7 +194,9 @@ def _root_cause(log: str) -> str:
 
 
 def _last_words(log: str) -> str:
-    lines = [text for line in log[-4000:].split("\n") if (text := _text(line))]
+    lines = [text for line in log[-8000:].split("\n") if (text := _text(line))]
+    # how a server shuts down says nothing of why
+    lines = [text for text in lines if not text.startswith("INFO")] or lines
     return " | ".join(lines[-3:])[-700:]
 
 
