@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
 
-# vLLM 0.33.0's flags as far as an operator or a user's extraArgs may name them (facts from its EngineArgs).
+# vLLM 0.33.0's flags as far as an operator or a user's extraArgs may name them (its EngineArgs).
 _VALUES = [
     "served-model-name",
     "revision",

@@ -146,7 +146,7 @@ class Engine:
         at(1.0, self._serve)
 
     def _init_device(self, now: float) -> None:
-        """The context, then the check against free memory (facts: the own context is already gone from free)."""
+        """The context, then the check against free memory (the own context is already gone from free then)."""
         assert self._print
         self.phase = Phase.LOADING
         self.log += texts.core_started(self.unix(now), self.command, self.version)

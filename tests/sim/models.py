@@ -28,7 +28,7 @@ class ModelSpec:
     """Bytes beyond the share (after start, under load); None = drawn from the seed."""
 
 
-# facts: measured on an H200 with vLLM 0.26.0 where a figure has decimals; KV per token = 2 x layers x KV heads x head size x 2.
+# Measured on an H200 with vLLM 0.26.0, 2026-11-21, where a figure has decimals; KV per token = 2 x layers x KV heads x head size x 2.
 KNOWN: Mapping[str, ModelSpec] = {
     "*mistral-small-3*24b*": ModelSpec(int(43.91 * GIB), 163_840, 131_072),
     "*dots.ocr*": ModelSpec(int(5.66 * GIB), 28_672, 131_072),
