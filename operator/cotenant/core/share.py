@@ -1,6 +1,6 @@
 """How much of a GPU a replica may use: percent or bytes in the spec, one fraction on vLLM's command line.
 
-vLLM takes `ceil(total * flag)` bytes, total being what CUDA sees: NVML v2 total - reserved (facts: equal to torch's to the byte).
+vLLM takes `ceil(total * flag)` bytes, total being what CUDA sees: NVML v2 total - reserved (equal to torch's to the byte on an H200).
 So a fraction is kept as whole ten-thousandths: sums are exact, and 70 % + 20 % + 10 % headroom is exactly the card.
 """
 

@@ -391,7 +391,7 @@ class Policy:
     headroom: int = 500
     """Ten-thousandths; 5 %."""
     overrun: int = 3 * GIB
-    """Per rank until learned (measured 0.5 to 3.0 GiB on an H200, facts/gpu.md)."""
+    """Per rank until learned (measured 0.5 to 3.0 GiB on an H200, vLLM 0.26.0, 2026-11-21)."""
     engines: tuple[EngineImage, ...] = ()
     max_tenants_per_gpu: int = 16
     max_moves: int = 8
