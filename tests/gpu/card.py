@@ -17,9 +17,11 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from tests.gpu import card_lab, steps
 from tests.gpu.bench import Bench, say
+from tests.node.config import Gpu
 from tests.node.lab import NODE, Lab
 from tests.node.world import MODELS, SYSTEM, World
 
@@ -43,7 +45,11 @@ def main() -> int:
     began = time.monotonic()
     # short: a Unix socket's path has 108 bytes
     folder = Path(tempfile.mkdtemp(prefix="card-"))
-    record = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), **_versions(options), "steps": {}}
+    record: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **_versions(options),
+        "steps": {},
+    }
     lab = _start(folder, options)
     say(began, f"node ready: {[gpu.uuid for gpu in lab.gpus]}")
     try:
@@ -65,7 +71,7 @@ def _start(folder: Path, options: argparse.Namespace) -> Lab:
         from tests.node import images
         from tests.node.conftest import FIRST, RTX_PRO_6000
 
-        cards = [card_lab.Gpu(uuid, *RTX_PRO_6000) for uuid in (FIRST,)]
+        cards = [Gpu(uuid, *RTX_PRO_6000) for uuid in (FIRST,)]
         return Lab.start(folder, cards, [images.archive(folder)])
     card_lab.CardLab.site = options.site
     archive = card_lab.archive(folder / "made", options.parts / "python-layer.tar")
@@ -134,7 +140,16 @@ def _keep_logs(bench: Bench, folder: Path) -> None:
     bench.note("end", bench.world.picture())
     for component in ("deploy/cotenant-controller -n cotenant-system", "ds/cotenant-agent -c agent -n cotenant-agent"):
         bench.note(component.split()[0].replace("/", "-"), bench.world.lab.kubectl("logs", *component.split()))
-    archive = ["tar", "--exclude=kube-apiserver*", "-czf", bench.out / "logs.tar.gz", "-C", folder, "logs", "cdi"]
+    archive: list[str | Path] = [
+        "tar",
+        "--exclude=kube-apiserver*",
+        "-czf",
+        bench.out / "logs.tar.gz",
+        "-C",
+        folder,
+        "logs",
+        "cdi",
+    ]
     subprocess.run(archive, check=False)
 
 

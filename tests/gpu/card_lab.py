@@ -58,7 +58,13 @@ class CardLab(Lab):
             (self.directory / "cdi" / f"{kind.split('.')[0]}.json").write_text(json.dumps(spec, indent=1))
 
     def _nvidia_ctk(self) -> str:
-        command = [self.programs / "nvidia-ctk", "--quiet", "cdi", "generate", "--vendor=k8s.device-plugin.nvidia.com"]
+        command: list[str | Path] = [
+            self.programs / "nvidia-ctk",
+            "--quiet",
+            "cdi",
+            "generate",
+            "--vendor=k8s.device-plugin.nvidia.com",
+        ]
         command += ["--class=gpu", "--device-name-strategy=uuid", "--format=json"]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
@@ -82,7 +88,8 @@ def cards() -> list[Gpu]:
     said = subprocess.run(
         ["nvidia-smi", "--query-gpu=uuid,name", "--format=csv,noheader"], check=True, capture_output=True, text=True
     ).stdout
-    return [Gpu(*line.split(", "), 0, 0) for line in said.strip().splitlines()]
+    listed = [line.split(", ") for line in said.strip().splitlines()]
+    return [Gpu(uuid, name, 0, 0) for uuid, name in listed]
 
 
 def driver_library() -> Path:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Packs Cotenant and the node for a GPU machine without network: pack.sh OUT makes OUT/k and OUT/p, 59 and 35 MiB.
-# vLLM comes beside it as OUT/a, OUT/b, OUT/c (docs/measured.md); needs what `make test-node` needs, and xz.
+# vLLM is another matter (docs/measured.md). Needs what `make test-node` needs, and xz.
 set -euo pipefail
 cd "$(dirname "$0")/../.."; out=$(realpath -m "${1:?usage: pack.sh OUT}"); work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 mkdir -p "$out"/{k,p} "$work/node/cni"
