@@ -176,6 +176,7 @@ def controller(cluster: ControlPlane, log: Path) -> Iterator[tuple[int, str]]:
         "COTENANT_RESERVE": "false",
         "COTENANT_PREFLIGHT": "false",
         "COTENANT_LEADER_ELECTION": "false",
+        "COTENANT_HUB_OFFLINE": "true",
     }
     with log.open("w") as file:
         process = subprocess.Popen([sys.executable, "-m", "cotenant", "controller"], env=environment, stderr=file)
@@ -317,8 +318,11 @@ def _short(writes: dict[str, float]) -> str:
 async def main(models: int, only: str) -> None:
     """Both ways, and the bare loop after each."""
     nodes = -(-models // GPUS)
-    directory = Path(tempfile.mkdtemp(prefix="cotenant-bench-"))
-    with ControlPlane.start(directory) as cluster:
+    with (
+        tempfile.TemporaryDirectory(prefix="cotenant-bench-", ignore_cleanup_errors=True) as name,
+        ControlPlane.start(Path(name)) as cluster,
+    ):
+        directory = Path(name)
         cluster.api.install_crds(list(crd.documents().values()))
         async with await Kube.connect(str(cluster.kubeconfig)) as kube:
             await kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "cotenant-system"}})
@@ -332,13 +336,13 @@ async def main(models: int, only: str) -> None:
             )
             print(f"{nodes} nodes of {GPUS} GPUs", flush=True)
             await build_world(kube, nodes)
-            for name, each in (("large", PER_PLACEMENT), ("small", 1)):
-                if only not in ("", name):
+            for size, each in (("large", PER_PLACEMENT), ("small", 1)):
+                if only not in ("", size):
                     continue
-                found = await run(kube, cluster, placements(models, each), models, directory / f"{name}.log")
+                found = await run(kube, cluster, placements(models, each), models, directory / f"{size}.log")
                 await clear(kube, also_placements=False)
                 seconds, _ = await bare(kube)
-                tell(f"{name} placements", found, seconds)
+                tell(f"{size} placements", found, seconds)
                 await clear(kube, also_placements=True)
 
 
