@@ -128,3 +128,25 @@ def test_a_placement_made_anew_waits_for_its_predecessors_pod_and_blocks_nobody(
     del cluster.pods["default", "p-a-0"]
     cluster.settle()
     assert cluster.phases("p") == cluster.phases("q") == ["Ready"]
+
+
+def test_a_pod_asked_to_leave_before_its_node_was_lost_does_not_hold_its_replica_there() -> None:
+    cluster = Cluster([node("n1"), node("n2")]).apply(placement("p", model("a", "30%")))
+    cluster.settle()
+    before = cluster.pods["default", "p-a-0"]
+    assert before.allocation is not None
+    cluster.pods["default", "p-a-0"] = replace(before, deleting=True)
+    lost = [replace(there, ready=False, not_ready_since=cluster.now) for there, _ in cluster.nodes]
+    reports = [report for _, report in cluster.nodes]
+    cluster.nodes = [
+        (down if down.name == before.allocation.node else there, report)
+        for down, (there, _), report in zip(lost, cluster.nodes, reports, strict=True)
+    ]
+    cluster.now += 120
+
+    cluster.settle()
+
+    assert cluster.phases("p") == ["Ready"]
+    moved = cluster.pods["default", "p-a-0"].allocation
+    assert moved is not None
+    assert moved.node != before.allocation.node

@@ -80,9 +80,14 @@ def drift(
     leaves: list[Leave] = []
     for pod in pods:
         owner = f"{pod.namespace}/{pod.placement}"
-        if pod.deleting or owner in demands.frozen or owner not in known or pod.owner_uid not in owners:
-            continue  # leaving already, not to be touched, or Kubernetes collects it
+        if owner in demands.frozen or owner not in known or pod.owner_uid not in owners:
+            continue  # not to be touched, or Kubernetes collects it
         replica = by_pod.get(pod.uid)
+        if pod.deleting:
+            if why := _lost(pod, inventory):
+                # asked to leave before its node was lost: nobody there hears it, and its name is wanted elsewhere
+                leaves.append(Leave(pod, "NodeLost", why, Pace.AT_ONCE, grace_seconds=0, replica=replica))
+            continue
         leave = (
             _unwanted(pod, demands)
             if replica is None
@@ -100,6 +105,11 @@ def drift(
             name = other if current == plain else plain
             starts.append(Start(replica, place.allocation, name, place.max_model_len))
     return Changes(tuple(leaves), tuple(starts))
+
+
+def _lost(pod: Pod, inventory: Inventory) -> str:
+    machine = inventory.machines.get(pod.allocation.node if pod.allocation else pod.node or "")
+    return machine.lost if machine else ""
 
 
 def _unwanted(pod: Pod, demands: Demands) -> Leave:
