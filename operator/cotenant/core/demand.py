@@ -52,11 +52,6 @@ class Wanted:
         """Name of one replica's pod: the same at every try, so that a repeated create cannot make a twin."""
         return f"{self.base}-{index}"
 
-    def successor_name(self, index: int, current: str) -> str:
-        """Name of the pod that takes over from `current`: there are two names, in turn."""
-        plain = self.pod_name(index)
-        return plain if current != plain else plain + SUCCESSOR
-
 
 @dataclass(frozen=True, slots=True)
 class Demands:

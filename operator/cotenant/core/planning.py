@@ -56,6 +56,10 @@ def assign(
         outside = tuple(replica.pod for replica in replicas if replica.pod and replica.key in there) + orphans
         bins = hosts(inventory, ledger, usable, cost, told_apart, outside, policy)
         places = _packed(packed, bins, told_apart, inventory, policy, memo)
+        shunning = {r.key for r in packed if r.avoid and isinstance(places[r.key], NoPlace)}
+        if shunning:  # rather where it failed once than nowhere
+            packed = [replace(r, avoid=()) if r.key in shunning else r for r in packed]
+            continue
         homeless = {r.key: place for r in packed if isinstance(place := places[r.key], NoPlace) and _runs_on(r, place)}
         if not homeless:
             return {**staying, **kept, **places}
