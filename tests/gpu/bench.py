@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,9 @@ from tests.node.world import MODELS, World
 CLAIM = "models"
 STRANGER = """
 import sys, torch
+torch.cuda.init()
+print("at hand", flush=True)
+sys.stdin.readline()
 block = torch.empty(int(sys.argv[1]) << 30, dtype=torch.uint8, device="cuda:0")
 torch.cuda.synchronize()
 print(torch.cuda.mem_get_info()[1], flush=True)
@@ -149,11 +152,26 @@ class Bench:
     @contextmanager
     def stranger(self, gib: int) -> Iterator[tuple[int, int]]:
         """A program of nobody's that holds so much of the first card: its pid, and torch's total of that card."""
+        with self.lurking(gib) as (pid, take):
+            yield pid, take()
+
+    @contextmanager
+    def lurking(self, gib: int) -> Iterator[tuple[int, Callable[[], int]]]:
+        """The same, that takes its memory only when told to; telling gives torch's total."""
         words = [sys.executable, "-c", STRANGER, str(gib)]
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout
+            ours, theirs = process.stdin, process.stdout
+            assert ours
+            assert theirs
+
+            def take() -> int:
+                ours.write("\n")
+                ours.flush()
+                return int(theirs.readline())
+
             try:
-                yield process.pid, int(process.stdout.readline())
+                theirs.readline()
+                yield process.pid, take
             finally:
                 process.kill()
 

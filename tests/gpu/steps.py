@@ -6,10 +6,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tests.gpu.bench import Bench
+from tests.gpu.upsets import UPSETS, process_of
 from tests.node.world import MODELS
 
 Figures = dict[str, Any]
@@ -102,7 +102,7 @@ def _kill_core(bench: Bench, out: Figures) -> None:
         if bench.stand_in:
             bench.world.order(pod, "exit 0")
         else:
-            os.kill(engine_core(before[pod]), signal.SIGKILL)
+            os.kill(process_of(before[pod], b"EngineCore"), signal.SIGKILL)
         bench.world.until("its end", lambda: bench.world.engines("founding").get(pod, {}).get("metadata", {}).get("uid") != before[pod], 60)  # fmt: skip
         gone = time.monotonic() - begin
         bench.await_ready("founding", PATIENCE)
@@ -118,18 +118,6 @@ def _kill_core(bench: Bench, out: Figures) -> None:
         "completionTokens": bench.complete("founding"),
     }
     bench.say(f"core killed: {out['coreKilled']}")
-
-
-def engine_core(uid: str) -> int:
-    """The pid of the engine core in a pod."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            mine = uid in (process / "cgroup").read_text().replace("_", "-")
-            if mine and b"EngineCore" in (process / "cmdline").read_bytes():
-                return int(process.name)
-        except OSError:
-            continue
-    raise AssertionError(f"no engine core in pod {uid}")
 
 
 def together(bench: Bench, out: Figures) -> None:
@@ -203,6 +191,7 @@ STEPS: dict[str, Callable[[Bench, Figures], None]] = {
     "stranger": stranger,
     "context": context,
     "pairs": pairs,
+    **UPSETS,
 }
 
 __all__ = ["MODELS", "STEPS"]
