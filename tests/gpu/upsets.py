@@ -247,7 +247,9 @@ def _is_pressed(bench: Bench) -> bool:
 
 
 def _overrun(bench: Bench, placement: str) -> bool:
-    return any("overrun" in (model.get("learned") or {}) for model in bench.world.status(placement)["models"])
+    return any(
+        "overrun" in each for model in bench.world.status(placement)["models"] for each in model.get("learned") or ()
+    )
 
 
 def _uid(bench: Bench, pod: str) -> str:
