@@ -121,11 +121,13 @@ def _check_work_is_done(physics: Physics, policy: Policy) -> None:
             asked = float(model["share"][:-1]) / 100
             headroom = float((placement["spec"].get("headroom") or f"{policy.headroom / 100}%")[:-1]) / 100
             for said in (placement.get("status") or {}).get("models", ()):
-                for replica in said["replicas"] if said["name"] == model["name"] else ():
-                    fits = [
-                        gpu.uuid
-                        for gpu in clean
-                        if asked + headroom <= 1 and asked * gpu.memory + policy.overrun <= gpu.memory
-                    ]
+                if said["name"] != model["name"]:
+                    continue
+                # what a start of it taught counts from then on
+                overrun = max([policy.overrun, *(int(known.get("overrun", 0)) for known in said.get("learned", ()))])
+                fits = [
+                    gpu.uuid for gpu in clean if asked + headroom <= 1 and asked * gpu.memory + overrun <= gpu.memory
+                ]
+                for replica in said["replicas"]:
                     if replica["phase"] == "Unplaced" and fits:
                         raise Broken(f"{model['name']} is Unplaced ({replica['message']}) though {fits[0]} is empty")

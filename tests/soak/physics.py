@@ -362,7 +362,9 @@ class Physics:
             engine.serving = True
             labels = pod["metadata"]["labels"]
             truth = self.truths.get((labels["cotenant.dev/placement"], labels["cotenant.dev/model"]))
-            engine.used = engine.share + (truth.overrun if truth else GIB)
+            # nobody gets more than there is
+            room = min(gpu.memory - self.used(gpu) for uuid in engine.gpus if (gpu := self.gpus.get(uuid)))
+            engine.used = min(engine.share + (truth.overrun if truth else GIB), engine.used + room)
             self._status(pod, "Running", ready=True)
 
     def _disturb(self, gone: Engine) -> None:

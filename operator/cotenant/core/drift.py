@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from cotenant.core.ask import Ask, ask
 from cotenant.core.demand import Demands
-from cotenant.core.inventory import Inventory
+from cotenant.core.inventory import Inventory, Machine
 from cotenant.core.memo import Memo
 from cotenant.core.pod import HASH_VERSION, allocated_hash, model_wish
 from cotenant.core.replica import Assigned, NoPlace, Replica
@@ -41,6 +42,8 @@ class Leave:
     pace: Pace
     grace_seconds: int | None = None
     replica: Replica | None = None
+    by_spec: bool = False
+    """It could stay, were it not for the present spec: a part of a rollout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,8 @@ def _differs(
     changed = _changed(pod, replica, place.allocation, policy, memo)
     if changed is None or changed.pace is not Pace.BUDGET or replica.successor:
         return changed
+    if changed.reason == "Moved" and machine is not None:
+        changed = replace(changed, by_spec=outdated(replica, machine, policy))
     return _succeeded(changed, successors.get(f"{replica.key}+"), places)
 
 
@@ -197,7 +202,7 @@ def _changed(pod: Pod, replica: Replica, allocation: Allocation, policy: Policy,
     model = replica.wanted.model
     wish = memo.of("wish", (model, policy), (), lambda: model_wish(model, policy))
     if pod.hash != memo.of("hash", (model, policy, allocation), (), lambda: allocated_hash(wish, allocation)):
-        return Leave(pod, "SpecChanged", "its spec has changed", pace, replica=replica)
+        return Leave(pod, "SpecChanged", "its spec has changed", pace, replica=replica, by_spec=True)
     return None
 
 
@@ -222,11 +227,13 @@ def overdue(pod: Pod, timeout: float, now: float) -> str:
     return f"not ready after {age:.0f} s" if age > timeout + 60 else ""
 
 
-def outdated(replica: Replica, utilization: str, policy: Policy) -> bool:
-    """Whether the pod of a replica would have to be replaced where it is, were it given this flag by the present spec."""
+def outdated(replica: Replica, machine: Machine, policy: Policy) -> bool:
+    """Whether the pod of a replica would have to be replaced on its own machine, were it started by the present spec."""
     pod = replica.pod
     if pod is None or pod.allocation is None or pod.hash.split("-")[0] != HASH_VERSION:
         return False
-    return pod.hash != allocated_hash(
-        model_wish(replica.wanted.model, policy), replace(pod.allocation, utilization=utilization)
-    )
+    asked = ask(replica, machine, policy)
+    if not isinstance(asked, Ask):
+        return True
+    given = replace(pod.allocation, utilization=str(asked.utilization))
+    return pod.hash != allocated_hash(model_wish(replica.wanted.model, policy), given)

@@ -60,7 +60,11 @@ def assign(
         if shunning:  # rather where it failed once than nowhere
             packed = [replace(r, avoid=()) if r.key in shunning else r for r in packed]
             continue
-        homeless = {r.key: place for r in packed if isinstance(place := places[r.key], NoPlace) and _runs_on(r, place)}
+        homeless = {
+            r.key: _told(r, place, usable)
+            for r in packed
+            if isinstance(place := places[r.key], NoPlace) and _runs_on(r, place)
+        }
         if not homeless:
             return {**staying, **kept, **places}
         kept |= homeless
@@ -88,6 +92,13 @@ def first_question(
 
 def _runs_on(replica: Replica, place: NoPlace) -> bool:
     return not place.displaced and replica.pod is not None and replica.pod.is_alive
+
+
+def _told(replica: Replica, place: NoPlace, usable: Callable[[str], str]) -> NoPlace:
+    """With what is wrong with the GPUs it has, where something is."""
+    given = replica.pod.allocation.gpus if replica.pod and replica.pod.allocation else ()
+    why = next((why for uuid in given if (why := usable(uuid))), "")
+    return replace(place, message=f"{why}; no other place: {place.message}") if why else place
 
 
 def _split(replicas: list[Replica], inventory: Inventory) -> tuple[dict[str, Assigned], list[Replica]]:

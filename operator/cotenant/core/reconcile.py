@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cotenant.core.ask import Ask, ask
 from cotenant.core.binding import Binding, Pinned
 from cotenant.core.decision import Apply, Create, Decision, Delete, GPUFigures
 from cotenant.core.demand import Demands, demand
@@ -78,7 +77,7 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     places = assign(known.hopeful, machines, ledger, binding.unusable, binding.cost, policy, known.orphans, memo)
     changes = drift(replicas, places, pods, demands, machines, policy, troubles.recorded, memo)
     retry_at = {key: held_until(fault, snapshot.now) for key, fault in troubles.of.items()}
-    admitted = admit(changes, replicas, pods, ledger, binding.pending, retry_at, snapshot.reading, snapshot.now)
+    admitted = admit(changes, replicas, places, pods, ledger, binding.pending, retry_at, snapshot.reading, snapshot.now)
     planned = [place.allocation for place in places.values() if isinstance(place, Assigned)]
     reservations = binding.reservations(planned, ledger, snapshot.now)
     issues = impossible(demands, machines, replicas, places)
@@ -157,8 +156,7 @@ def _to_be_replaced(replica: Replica, machines: Inventory, troubles: Faults, pol
     machine = machines.machines.get(pod.allocation.node)
     if machine is None or (fault is not None and fault.failed):
         return False
-    asked = ask(replica, machine, policy)
-    return isinstance(asked, Ask) and outdated(replica, str(asked.utilization), policy)
+    return outdated(replica, machine, policy)
 
 
 def _orphans(snapshot: Snapshot, demands: Demands) -> tuple[Pod, ...]:

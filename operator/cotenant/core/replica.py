@@ -46,6 +46,8 @@ class NoPlace:
     message: str
     waiting: bool = False
     """It has a place, or will have one without anybody's doing."""
+    stuck: bool = False
+    """It waits for what does not come without somebody's doing."""
     displaced: bool = False
     """A replica of higher priority has its place: it must leave."""
 

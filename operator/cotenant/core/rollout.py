@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cotenant.core.demand import Wanted
 from cotenant.core.drift import Changes, Leave, Pace, Start
 from cotenant.core.ledger import Account, context
-from cotenant.core.replica import NoPlace, Replica
+from cotenant.core.replica import Assigned, NoPlace, Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Pod
 from cotenant.core.status import rfc3339
@@ -61,6 +62,7 @@ class _Turns:
 def admit(
     changes: Changes,
     replicas: list[Replica],
+    places: dict[str, Assigned | NoPlace],
     pods: tuple[Pod, ...],
     ledger: dict[str, Account],
     pending: Callable[[Allocation], str],
@@ -70,7 +72,7 @@ def admit(
 ) -> Admitted:
     """Leaves first, then starts in order of priority and age. `pending` says why GPUs are not ours yet, `retry_at` when a fault's back-off ends."""
     turns = _Turns(pods)
-    budget = _Budget(replicas)
+    budget = _Budget(replicas, places)
     waits: dict[str, NoPlace] = {}
     leaves = [leave for leave in sorted(changes.leaves, key=_leave_order) if _may_leave(leave, turns, budget, waits)]
     starts: list[Start] = []
@@ -116,28 +118,41 @@ def _start_order(start: Start) -> tuple[int, float, str, int, str, int]:
 
 
 class _Budget:
-    """How many replicas of a model may be down for a change, given those that are down anyway."""
+    """How many replicas of a model may be down for a change, given those that are down anyway.
 
-    def __init__(self, replicas: list[Replica]) -> None:
-        self._left: dict[str, int] = {}
-        ready: dict[str, int] = {}
-        wanted = {}
+    A rollout counts all that are wanted: where one failed by the new spec, or has no place, the rest keeps serving. Who cannot
+    stay (its GPU is sick, or full) waits only for those that can come: the last that serves may have to move.
+    """
+
+    def __init__(self, replicas: list[Replica], places: dict[str, Assigned | NoPlace]) -> None:
+        self._ready: dict[str, int] = {}
+        self._coming: dict[str, int] = {}
+        self._wanted: dict[str, Wanted] = {}
+        self.lacking: dict[str, Replica] = {}
+        """By model: a replica that comes no more by itself."""
         for replica in replicas:
             if replica.successor:
                 continue
             key = replica.wanted.key
-            wanted[key] = replica.wanted
-            ready[key] = ready.get(key, 0) + bool(replica.pod and replica.pod.ready and not replica.pod.deleting)
-        for key, entry in wanted.items():
-            count = entry.model.replicas
-            allowed = min(entry.placement.max_unavailable, count - 1) if count > 1 else 1
-            self._left[key] = allowed - (count - ready[key])
+            self._wanted[key] = replica.wanted
+            serves = replica.pod is not None and replica.pod.ready and not replica.pod.deleting
+            self._ready[key] = self._ready.get(key, 0) + serves
+            comes = replica.pod is not None or isinstance(places.get(replica.key), Assigned)
+            self._coming[key] = self._coming.get(key, 0) + comes
+            if not comes:
+                self.lacking.setdefault(key, replica)
 
-    def take(self, key: str) -> bool:
+    def take(self, leave: Leave) -> bool:
         """One more down, if the budget has it."""
-        if self._left.get(key, 1) <= 0:
+        if leave.replica is None:
+            return True
+        key = leave.replica.wanted.key
+        wanted = self._wanted[key]
+        count = wanted.model.replicas if leave.by_spec else self._coming[key]
+        allowed = min(wanted.placement.max_unavailable, count - 1) if count > 1 else 1
+        if allowed - (count - self._ready[key]) <= 0:
             return False
-        self._left[key] = self._left.get(key, 1) - 1
+        self._ready[key] -= 1
         return True
 
 
@@ -149,16 +164,23 @@ def _may_leave(leave: Leave, turns: _Turns, budget: _Budget, waits: dict[str, No
                 leave, waits, f"is replaced once {starter} has started: memory given back beside a start would kill it"
             )
             return False
-        if leave.pace is Pace.BUDGET and leave.replica and not budget.take(leave.replica.wanted.key):
-            _wait(leave, waits, "is replaced once enough other replicas of its model are ready")
+        if leave.pace is Pace.BUDGET and leave.replica and not budget.take(leave):
+            lacking = budget.lacking.get(leave.replica.wanted.key) if leave.by_spec else None
+            if lacking is None:
+                _wait(leave, waits, "is replaced once enough other replicas of its model are ready")
+            else:
+                name = f"{lacking.wanted.model.name}-{lacking.index}"
+                _wait(
+                    leave, waits, f"it serves on as it is: {name} has to be ready first, see why it is not", stuck=True
+                )
             return False
     turns.leave(leave.pod)
     return True
 
 
-def _wait(leave: Leave, waits: dict[str, NoPlace], message: str) -> None:
+def _wait(leave: Leave, waits: dict[str, NoPlace], message: str, *, stuck: bool = False) -> None:
     if leave.replica:
-        waits[leave.replica.key] = NoPlace(leave.reason, f"{leave.message}; {message}", waiting=True)
+        waits[leave.replica.key] = NoPlace(leave.reason, f"{leave.message}; {message}", waiting=True, stuck=stuck)
 
 
 def _why_wait(

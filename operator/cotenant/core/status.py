@@ -75,7 +75,7 @@ def replica_state(
                 replica.index, LEAVING, pod.name, pod.allocation, reason or "Leaving", message or "its pod is leaving"
             )
         if pod.ready:
-            kept = isinstance(place, NoPlace)
+            kept = isinstance(place, NoPlace) or (wait is not None and wait.stuck)
             return ReplicaState(
                 replica.index,
                 READY,

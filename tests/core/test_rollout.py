@@ -1,0 +1,106 @@
+"""A change of the spec goes through within its budget, stops where it fails, and goes back; who cannot stay moves all the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cotenant.core.share import GIB
+from cotenant.core.snapshot import Placement, Stranger
+from tests.core.builders import Cluster, model, node, placement
+from tests.core.corpus import log
+
+
+def three(share: str, name: str = "m") -> Placement:
+    return placement("p", replace(model(name, share), replicas=3))
+
+
+def utilizations(cluster: Cluster) -> dict[str, str]:
+    return {pod.name: pod.allocation.utilization for pod in cluster.pods.values() if pod.allocation and pod.ready}
+
+
+def fail_rollout(cluster: Cluster) -> None:
+    cluster.apply(three("60%")).step()
+    cluster.step()
+    (starting,) = [pod.name for pod in cluster.pods.values() if not pod.ready]
+    cluster.die(starting, exit_code=2, log=log("bad-flag"))
+    cluster.settle()
+
+
+def test_a_rollout_that_fails_stops_and_keeps_the_old_spec_of_the_rest_running() -> None:
+    cluster = Cluster([node("n1", gpus=3)]).apply(three("50%")).settle()
+
+    fail_rollout(cluster)
+
+    assert sorted(utilizations(cluster).values()) == ["0.50", "0.50"]
+    assert sorted(cluster.phases("p")) == ["Failed", "Ready", "Ready"]
+    stalled = cluster.condition("p", "Stalled")
+    assert stalled["status"] == "True"
+    assert "BadFlag" in stalled["reason"] + stalled["message"]
+    assert "serves on as it is: m-0 has to be ready first" in stalled["message"]
+    assert not cluster.condition("p", "Reconciling")
+
+
+def test_the_old_spec_applied_again_takes_a_failed_rollout_back() -> None:
+    cluster = Cluster([node("n1", gpus=3)]).apply(three("50%")).settle()
+    before = {pod.name: pod.uid for pod in cluster.pods.values()}
+    fail_rollout(cluster)
+
+    cluster.apply(three("50%")).settle()
+
+    assert set(utilizations(cluster).values()) == {"0.50"}
+    assert cluster.condition("p", "Ready")["status"] == "True"
+    assert sum(before[pod.name] == pod.uid for pod in cluster.pods.values()) == 2
+
+
+def test_a_rollout_that_fails_does_not_go_on_by_moving_the_rest() -> None:
+    tight = node("n1", gpus=3)
+    cluster = Cluster([tight, node("n2", gpus=3)]).apply(three("50%")).settle()
+    nodes = {pod.name: pod.allocation.node for pod in cluster.pods.values() if pod.allocation}
+    strangers = tuple(
+        replace(device, strangers=(Stranger(1, "train", 30 * GIB),)) for device in cluster.nodes[0][1].devices
+    )
+    cluster.nodes[0] = (tight[0], replace(tight[1], devices=strangers))
+    cluster.settle()
+
+    fail_rollout(cluster)
+
+    assert set(nodes.values()) == {"n1"}
+    assert sorted(utilizations(cluster).values()) == ["0.50", "0.50"]
+
+
+def sicken(cluster: Cluster, index: int) -> None:
+    machine, report = cluster.nodes[index]
+    devices = (replace(report.devices[0], health="Unhealthy/XID79"), *report.devices[1:])
+    cluster.nodes[index] = (machine, replace(report, devices=devices))
+
+
+def test_a_tenant_of_a_sick_gpu_moves_though_another_replica_of_its_model_is_nowhere() -> None:
+    cluster = Cluster([node("n1", memory=140 * GIB), node("n2")]).apply(three("60%")).settle()
+    assert sorted(cluster.phases("p")) == ["Ready", "Ready", "Unplaced"]
+
+    sicken(cluster, 0)
+    cluster.nodes.append(node("n3"))
+    cluster.settle()
+
+    assert sorted(pod.allocation.node for pod in cluster.pods.values() if pod.allocation and pod.ready) == ["n2", "n3"]
+
+
+def test_who_finds_no_other_place_is_told_what_is_wrong_with_the_one_it_has() -> None:
+    cluster = Cluster([node("n1"), node("n2", memory=24 * GIB)]).apply(placement("p", model("m", "40Gi"))).settle()
+
+    sicken(cluster, 0)
+    cluster.settle()
+
+    said = cluster.condition("p", "Stalled")["message"]
+    assert "GPU 0 of n1 is Unhealthy/XID79; no other place: needs 40Gi" in said
+
+
+def test_a_changed_spec_waits_for_a_replica_that_has_no_place_and_says_so() -> None:
+    cluster = Cluster([node("n1", gpus=2)]).apply(three("60%")).settle()
+    assert sorted(cluster.phases("p")) == ["Ready", "Ready", "Unplaced"]
+
+    cluster.apply(three("55%")).settle()
+
+    assert set(utilizations(cluster).values()) == {"0.60"}
+    stalled = cluster.condition("p", "Stalled")
+    assert "m-2 has to be ready first" in stalled["message"]
