@@ -256,3 +256,15 @@ def test_a_stranger_moves_a_tenant_only_where_they_do_not_really_fit_beside_each
 
     assert homes(beside(2 * GIB)) == ["n1", "n1"]
     assert homes(beside(12 * GIB)) == ["n1", "n2"]
+
+
+def test_an_engine_that_served_and_is_not_ready_now_is_no_start_that_others_wait_for() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("a", model("m", "40%"))).settle()
+    key = ("default", "a-m-0")
+    cluster.pods[key] = replace(cluster.pods[key], ready=False, ready_since=None)
+
+    cluster.apply(placement("b", model("m", "30%"), created=2.0)).step()
+
+    assert cluster.log == ["+a-m-0", "+b-m-0"]
+    assert cluster.phases("a") == ["Waiting"]
+    assert "is not ready now" in cluster.condition("a", "Ready")["message"]

@@ -41,6 +41,7 @@ class Engine:
     gpus: tuple[str, ...]
     share: int
     used: int
+    began: float
     ready_at: float
     dies: tuple[float, int, str] | None = None
     """(when, exit code, log)."""
@@ -326,6 +327,7 @@ class Physics:
             gpus,
             share,
             context,
+            self.now,
             self.now + truth.seconds,
         )
         free = min(self.gpus[uuid].memory - self.used(self.gpus[uuid]) for uuid in gpus) - context
@@ -384,7 +386,7 @@ class Physics:
         if pod is None or pod["metadata"]["uid"] != engine.uid:
             return
         done = {"exitCode": code, "reason": reason, "message": text[-2048:], "finishedAt": stamp(self.now)}
-        done["startedAt"] = pod["metadata"]["creationTimestamp"]
+        done["startedAt"] = stamp(engine.began)
         # the kubelet moves lastTransitionTime only when Ready changes: a start that failed never was ready
         since = self.now if engine.serving else self.now - 1e6
         status = {
@@ -396,8 +398,11 @@ class Physics:
         self.store.change(PODS, pod, status=status)
 
     def _status(self, pod: Body, phase: str, *, ready: bool) -> None:
-        condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": stamp(self.now)}
-        running = {"name": "engine", "state": {"running": {"startedAt": pod["metadata"]["creationTimestamp"]}}}
+        engine = self.engines[pod["metadata"]["uid"]]
+        # the kubelet says Ready=False before the container starts, and moves the time only when that changes
+        since = stamp(self.now) if engine.serving else pod["metadata"]["creationTimestamp"]
+        condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": since}
+        running = {"name": "engine", "state": {"running": {"startedAt": stamp(engine.began)}}}
         status = {"phase": phase, "conditions": [condition], "containerStatuses": [running]}
         self.store.change(PODS, pod, status=status)
 

@@ -135,7 +135,7 @@ def phase(pod: Pod) -> str:
         return "Leaving"
     if pod.ended is not None or not pod.is_alive:
         return "Ended"
-    return "Ready" if pod.ready else "Starting"
+    return "Ready" if pod.ready else "Starting" if pod.is_starting else "Waiting"
 
 
 def _undone(seen: Snapshot, namespace: str | None) -> list[dict[str, Any]]:

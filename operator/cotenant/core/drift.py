@@ -133,7 +133,9 @@ def _unwanted(pod: Pod, demands: Demands) -> Leave:
 
 
 def _pace(pod: Pod, serving: Pace) -> Pace:
-    return serving if pod.ready else Pace.AT_ONCE
+    if pod.is_starting:
+        return Pace.AT_ONCE
+    return serving if pod.ready else Pace.QUIET
 
 
 def _differs(
@@ -218,7 +220,7 @@ def _flag(args: tuple[str, ...]) -> str:
 
 def overdue(pod: Pod, timeout: float, now: float) -> str:
     """Why a start counts as failed although its container has not ended; '' = it has time left."""
-    if not pod.is_starting or pod.was_ready:
+    if not pod.is_starting:
         return ""
     age = now - pod.created
     if pod.blocked and age > BLOCKED_GRACE:

@@ -342,8 +342,11 @@ class Pod:
 
     @property
     def is_starting(self) -> bool:
-        """Alive and not serving: it may allocate at any moment, so nobody else may start beside it."""
-        return self.is_alive and not self.ready
+        """Alive and has never served: it may allocate at any moment, so nobody else may start beside it.
+
+        One that served and is not ready now (its probe fails under load, its node is silent) has all its memory already.
+        """
+        return self.is_alive and not self.ready and not self.was_ready
 
 
 @dataclass(frozen=True, slots=True)

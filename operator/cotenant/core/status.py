@@ -14,6 +14,7 @@ from cotenant.core.replica import Assigned, NoPlace, Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Condition, Fault, Learned, Manifest, Model, Placement, ReplicaMemory
 
+NOT_READY = "it served and is not ready now: its readiness probe fails, or its node is silent"
 UNPLACED, WAITING, STARTING, READY, LEAVING, FAILED = "Unplaced", "Waiting", "Starting", "Ready", "Leaving", "Failed"
 
 
@@ -86,6 +87,8 @@ def replica_state(
                 settles=not kept,
                 outdated=note is not None,
             )
+        if pod.was_ready:
+            return ReplicaState(replica.index, WAITING, pod.name, pod.allocation, "NotReady", message or NOT_READY)
         blocked = pod.blocked_reason or "Starting", pod.blocked or "its engine is starting"
         return ReplicaState(replica.index, STARTING, pod.name, pod.allocation, *blocked)
     if fault is not None and fault.failed:

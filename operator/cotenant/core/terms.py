@@ -163,7 +163,11 @@ def running(key: str, members: list[Replica]) -> list[Running]:
         if allocation is None or member.pod is None or len(allocation.gpus) != member.wanted.model.tensor_parallel:
             continue
         if not member.avoid or not set(member.avoid) & set(allocation.gpus):
-            found.append(Running(key, position, allocation.node, allocation.gpus, fixed=member.pod.is_starting))
+            found.append(
+                Running(
+                    key, position, allocation.node, allocation.gpus, fixed=member.pod.is_alive and not member.pod.ready
+                )
+            )
     return found
 
 

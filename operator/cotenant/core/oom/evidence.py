@@ -114,7 +114,8 @@ def _beside(snapshot: Snapshot, pod: Pod, device: Device) -> list[str]:
     for other in snapshot.pods:
         if other.uid == pod.uid or other.allocation is None or device.uuid not in other.allocation.gpus:
             continue
-        started_within = other.created <= until and (other.ready_since is None or other.ready_since >= pod.created)
+        since = other.ready_since
+        started_within = other.created <= until and (not other.was_ready if since is None else since >= pod.created)
         ended_within = other.ended is not None and pod.created <= other.ended.at <= until
         if (other.is_alive and started_within) or other.deleting or ended_within:
             names.append(f"{other.namespace}/{other.name}")
