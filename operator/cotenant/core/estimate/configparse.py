@@ -10,6 +10,7 @@ from cotenant.core.estimate.families import FAMILIES, Family
 from cotenant.core.estimate.layers import blocks
 from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.estimate.quantization import quantization
+from cotenant.core.estimate.rotary import rotary_rows
 from cotenant.core.estimate.tower import tower
 
 _NESTED = ("text_config", "llm_config", "language_config", "language_model_config")
@@ -53,6 +54,7 @@ def parse_config(config: Json, *, checkpoint_bytes: int | None = None, source: s
         head_bias=family.head_bias,
         learned_positions=_learned(keys, kind),
         rotary_dim=_rotary(keys, kind, hidden),
+        rotary_rows=rotary_rows(keys, kind),
         tower=seen,
         quantization=quantization(config, text),
         checkpoint_bytes=checkpoint_bytes,
@@ -110,7 +112,6 @@ def _learned(keys: Json, kind: str) -> int:
 
 
 def _rotary(keys: Json, kind: str, hidden: int) -> int:
-    """Width of the cosines and sines kept for every position; 0 = no rotary positions."""
     if kind in ("gpt2", "opt"):
         return 0
     if "qk_rope_head_dim" in keys:

@@ -5,7 +5,7 @@ Pure: the config was read by somebody else. Every number says where it comes fro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from cotenant.core.estimate import calibration as fitted
@@ -138,7 +138,9 @@ def _weights(config: ModelConfig, engine: Engine, ranks: int, dtype: int) -> Fig
             f"{config.source}: architecture {config.architecture} not known, counted as a generic decoder",
         )
     value = max(counted - offloaded, 0)
-    return within(value, part, source)
+    found = within(value, part, source)
+    most = weight_bytes(config, ranks, online, dtype, most=True) - offloaded
+    return replace(found, high=max(found.high, most)) if config.known else found
 
 
 def _kv_bits(config: ModelConfig, engine: Engine, dtype: int) -> float:

@@ -160,6 +160,9 @@ class ModelConfig:
     head_bias: bool = False
     learned_positions: int = 0
     rotary_dim: int = 0
+    """Width of the cosines and sines kept for a position; 0 = no rotary positions."""
+    rotary_rows: int = 0
+    """Positions in all tables of them together."""
     tower: Tower | None = None
     quantization: Quantization | None = None
     checkpoint_bytes: int | None = None
