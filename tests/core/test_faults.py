@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from cotenant.core.drift import BLOCKED_GRACE
 from cotenant.core.share import GIB, Percent
 from cotenant.core.snapshot import OnOutOfMemory, Remedy
 from cotenant.core.vllm import Engine
@@ -150,3 +151,28 @@ def test_a_pod_asked_to_leave_before_its_node_was_lost_does_not_hold_its_replica
     moved = cluster.pods["default", "p-a-0"].allocation
     assert moved is not None
     assert moved.node != before.allocation.node
+
+
+def test_a_pod_that_cannot_start_is_looked_at_again_when_its_minute_is_over() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m")))
+    cluster.step()
+    key = ("default", "p-m-0")
+    hangs = replace(cluster.pods[key], blocked_reason="CreateContainerConfigError", blocked='secret "t" not found')
+    cluster.pods[key] = hangs
+
+    decision = cluster.step()
+
+    assert decision.wake_at == hangs.created + BLOCKED_GRACE
+    cluster.now = decision.wake_at
+    assert [judged.verdict for judged in cluster.step().judged] == ["SecretMissing"]
+
+
+def test_a_start_that_says_nothing_is_looked_at_again_when_its_time_is_over() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m")))
+    cluster.step()
+
+    decision = cluster.step()
+
+    assert decision.wake_at is not None
+    cluster.now = decision.wake_at
+    assert [judged.verdict for judged in cluster.step().judged] == ["SlowStart"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -12,7 +12,7 @@ from cotenant.core.decision import Apply, Create, Decision, Delete, WriteStatus
 from cotenant.core.memo import Memo
 from cotenant.core.names import MANAGED_BY, MANAGED_BY_LABEL
 from cotenant.core.reconcile import reconcile
-from cotenant.core.snapshot import Policy
+from cotenant.core.snapshot import Policy, Snapshot
 from tests.soak.laws import Broken
 from tests.soak.physics import Physics
 from tests.soak.store import ExistsError
@@ -76,6 +76,16 @@ class Controller:
             return (body["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY
         return True
 
+    def snapshot(self, skew: float) -> Snapshot:
+        """What a pass decides on, with what other parts of the controller find out beside the watches."""
+        physics = self._physics
+        self.cache.injection_version = physics.injection_version
+        seen = self.cache.snapshot(physics.now + skew)
+        uris = sorted({model.uri for placement in seen.placements for model in placement.models})
+        known = tuple((uri, told) for uri in uris if (told := physics.config(uri)) is not None)
+        silent = frozenset(m.name for m in physics.machines.values() if m.silent and physics.now - m.silent_since > 60)
+        return replace(seen, configs=known, silent=silent)
+
     def listen(self, lag: int) -> None:
         """Take in news, each kind up to its own moment, as watches do."""
         news = self._physics.store.news
@@ -100,7 +110,7 @@ class Controller:
         """One pass: hear, decide, write. DiedError where it is killed before its write number `dies_after`."""
         self.listen(weather.lag)
         self._read_logs()
-        snapshot = self.cache.snapshot(self._physics.now + weather.skew)
+        snapshot = self.snapshot(weather.skew)
         decision = reconcile(snapshot, self.memo)
         if self._rng.random() < 0.03 and reconcile(snapshot) != decision:
             raise Broken("what a pass remembers from the one before changed its decision")

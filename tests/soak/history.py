@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from cotenant.controller.sources import PLACEMENTS, PODS
+from cotenant import catalogue
+from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES
 from cotenant.core.share import GIB
 from cotenant.core.snapshot import EngineImage, Policy
 from tests.soak.controller import Controller, DiedError, Tally, Weather
@@ -20,6 +21,8 @@ REST_PASSES = 900
 """Passes within which rest must be reached once nothing happens any more."""
 REST_SECONDS = 6 * 3600.0
 SMALL = ("10%", "15%", "20%", "25%", "30%", "10Gi", "18Gi")
+NAMES = ("meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.1-8B-Instruct")
+CONFIGS = (*(config for name in NAMES if (config := catalogue.find(name))), "its config could not be read")
 LARGE = ("25%", "30%", "45%", "60%", "70%", "90%", "40Gi")
 """Shares of histories in which most fits, and of those in which much does not."""
 
@@ -50,13 +53,15 @@ class History:
             headroom=self.rng.choice((0, 500, 1000)),
             overrun=2 * GIB,
             reserve=reserve,
-            preflight=False,
+            preflight=self.rng.random() < 0.3,
             holder_idle=60.0,
             start_timeout=300.0,
-            max_moves=self.rng.choice((0, 0, 2)),
+            max_moves=self.rng.choice((0, 2, 8)),
         )
         self.store = Store()
         self.physics = Physics(self.store, Random(f"{seed}/physics"), BEGIN)
+        if self.rng.random() < 0.3:
+            self.physics.configs = CONFIGS
         self.tally = Tally()
         self._shares = self.rng.choice((SMALL, SMALL, LARGE))
         for number in range(self.rng.randint(1, 3)):
@@ -143,6 +148,7 @@ class History:
         del self.controllers[1:]
         for machine in self.physics.machines.values():
             machine.silent = False
+            machine.proof = "good"
         for truth in self.physics.truths.values():
             truth.flaw = truth.flaw if truth.flaw != "secret" else ""
         if self.rng.random() < 0.5:
@@ -206,7 +212,7 @@ class History:
     def model(self, number: int) -> dict[str, Any]:
         """A model as a user would write it."""
         rng = self.rng
-        share = rng.choice(self._shares)
+        share = "auto" if self.physics.configs and rng.random() < 0.2 else rng.choice(self._shares)
         model: dict[str, Any] = {
             "name": f"m{number}",
             "uri": f"hf://org/m{number}@{rng.randint(1, 2)}",
@@ -218,6 +224,8 @@ class History:
             "engine": {"maxModelLen": rng.choice((4096, 32768))},
             "resources": {"cpu": "1", "memory": "4Gi"} if rng.random() < 0.5 else {},
         }
+        if rng.random() < 0.1:
+            model["perNode"] = [{"selector": {"zone": "1"}, "share": rng.choice(self._shares)}]
         if rng.random() < 0.6:
             allow = [remedy for remedy in ("ReduceContext", "ReduceBatch", "GrowShare", "Move") if rng.random() < 0.7]
             model["onOutOfMemory"] = {
@@ -237,7 +245,10 @@ class History:
             self._invent_truth(name, model["name"])
         spec: dict[str, Any] = {
             "models": models,
-            "rollout": {"strategy": "Recreate", "maxUnavailable": self.rng.choice((1, 2))},
+            "rollout": {
+                "strategy": self.rng.choice(("Recreate", "SurgeIfRoom")),
+                "maxUnavailable": self.rng.choice((1, 2)),
+            },
         }
         if self.rng.random() < 0.2:
             spec["nodes"] = {"selector": {"zone": "0"}}
@@ -316,8 +327,27 @@ class History:
         self.physics.ask_to_leave(pod)
         return f"deletes pod {pod['metadata']['name']} by hand"
 
+    def strip_pod(self) -> str:
+        """Somebody takes off what a pod was given."""
+        pods = [self.store.get(PODS, engine.key) for engine in self.physics.engines.values()]
+        there = [pod for pod in pods if pod and "cotenant.dev/allocation" in pod["metadata"]["annotations"]]
+        if not there:
+            return ""
+        pod = self.rng.choice(there)
+        kept = {key: text for key, text in pod["metadata"]["annotations"].items() if not key.endswith("/allocation")}
+        self.store.put(PODS, {**pod, "metadata": {**pod["metadata"], "annotations": kept}})
+        return f"strips pod {pod['metadata']['name']} of its allocation"
+
+    def delete_service(self) -> str:
+        services = self.store.all(SERVICES)
+        if not services:
+            return ""
+        meta = self.rng.choice(services)["metadata"]
+        self.store.drop(SERVICES, (meta["namespace"], meta["name"]))
+        return f"deletes Service {meta['name']} by hand"
+
     def copy_pod(self) -> str:
-        pods = [p for p in self.store.all(PODS) if p["metadata"]["labels"].get("cotenant.dev/role") == "engine"]
+        pods = [p for p in self.store.all(PODS) if "cotenant.dev/allocation" in p["metadata"].get("annotations", {})]
         if not pods:
             return ""
         pod = self.rng.choice(pods)
@@ -341,6 +371,15 @@ class History:
     def kill_engine(self) -> str:
         engine = self._engine()
         return f"{engine.key[1]} dies: {self.physics.crash(engine)}" if engine else ""
+
+    def flap(self) -> str:
+        serving = [engine for engine in self.physics.engines.values() if engine.serving and engine.dies is None]
+        if not serving:
+            return ""
+        engine = self.rng.choice(serving)
+        if self.physics.machines[engine.node].up:
+            self.physics.flap(engine)
+        return f"{engine.key[1]} fails its readiness probe for a while"
 
     def stranger(self) -> str:
         gpu = self.rng.choice(sorted(self.physics.gpus.values(), key=lambda g: g.uuid))
@@ -370,8 +409,17 @@ class History:
 
     def silence(self) -> str:
         machine = self._machine()
-        machine.silent = not machine.silent
+        machine.silent, machine.silent_since = not machine.silent, self.physics.now
         return f"the agent of {machine.name} is {'silent' if machine.silent else 'back'}"
+
+    def doubt(self) -> str:
+        """GPUs are not kept apart on a node, or are again; or the way they are given out changes for all."""
+        if self.rng.random() < 0.3:
+            self.physics.injection_version += "+"
+            return "the RuntimeClass changes"
+        machine = self._machine()
+        machine.proof = self.rng.choice(("good", "blind", "leaky", "slow"))
+        return f"a preflight on {machine.name} would be {machine.proof}"
 
     def sicken(self) -> str:
         gpu = self.rng.choice(sorted(self.physics.gpus.values(), key=lambda g: g.uuid))
@@ -413,5 +461,6 @@ EVENTS: list[Callable[[History], str]] = [
     History.create_placement, History.edit_placement, History.delete_placement, History.delete_pod, History.copy_pod,
     History.kill_engine, History.stranger, History.lose_node, History.cordon, History.silence, History.sicken,
     History.change_nodes, History.change_weather, History.restart_controller, History.second_controller,
+    History.strip_pod, History.delete_service, History.flap, History.doubt,
 ]  # fmt: skip
-WEIGHTS = [14, 10, 2, 4, 1, 12, 5, 4, 2, 2, 2, 2, 4, 3, 2]
+WEIGHTS = [14, 10, 2, 4, 1, 12, 5, 4, 2, 2, 2, 2, 4, 3, 2, 1, 1, 2, 2]

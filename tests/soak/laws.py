@@ -18,24 +18,28 @@ class Broken(Exception):
 
 
 def _engines(physics: Physics) -> list[tuple[Body, dict[str, Any]]]:
-    """Pods of ours that hold or will hold memory, with what they were given; a person's copies apart."""
+    """Pods of ours that hold or will hold memory, with what they were given; what a person copied or stripped apart."""
     out = []
     for pod in physics.store.all(PODS):
         meta = pod["metadata"]
         if meta["labels"].get("cotenant.dev/role") != "engine" or meta["name"] in physics.copies:
             continue
-        if pod["status"].get("phase") not in ("Succeeded", "Failed"):
-            out.append((pod, json.loads(meta["annotations"]["cotenant.dev/allocation"])))
+        given = meta["annotations"].get("cotenant.dev/allocation")
+        if given and pod["status"].get("phase") not in ("Succeeded", "Failed"):
+            out.append((pod, json.loads(given)))
     return out
 
 
 def check_step(physics: Physics) -> None:
-    """After every step: no GPU promised over its memory, one start per GPU, one engine per replica."""
+    """After every step: no GPU promised over its memory, one start per GPU, one engine per replica, and no silence."""
     promised: dict[str, int] = {}
     starting: dict[str, list[str]] = {}
+    alike: dict[tuple[str, ...], list[str]] = {}
     for pod, given in _engines(physics):
         leaving = "deletionTimestamp" in pod["metadata"]
         engine = physics.engines.get(pod["metadata"]["uid"])
+        if not leaving:
+            alike.setdefault(_replica_of(pod), []).append(pod["metadata"]["name"])
         for uuid in given["gpus"]:
             promised[uuid] = promised.get(uuid, 0) + given["bytes"]
             if not leaving and (engine is None or not engine.serving):
@@ -47,6 +51,32 @@ def check_step(physics: Physics) -> None:
     for uuid, names in starting.items():
         if len(names) > 1 and uuid in physics.gpus:
             raise Broken(f"{' and '.join(names)} start together on {uuid}")
+    _check_twins(physics, alike)
+    _check_nobody_is_left_without_a_word(physics)
+
+
+def _replica_of(pod: Body) -> tuple[str, ...]:
+    """(uid of its placement, model, index)."""
+    meta, labels = pod["metadata"], pod["metadata"]["labels"]
+    owner = str(meta["ownerReferences"][0]["uid"])
+    return (owner, labels["cotenant.dev/model"], labels["cotenant.dev/replica"])
+
+
+def _check_twins(physics: Physics, alike: dict[tuple[str, ...], list[str]]) -> None:
+    """One engine per replica; two while one takes over from the other."""
+    strategies = {p["metadata"]["uid"]: p["spec"]["rollout"]["strategy"] for p in physics.store.all(PLACEMENTS)}
+    for (owner, *_), names in alike.items():
+        if len(names) > (2 if strategies.get(owner) == "SurgeIfRoom" else 1):
+            raise Broken(f"{' and '.join(names)} are twins")
+
+
+def _check_nobody_is_left_without_a_word(physics: Physics) -> None:
+    for placement in physics.store.all(PLACEMENTS):
+        for model in (placement.get("status") or {}).get("models", ()):
+            for replica in model["replicas"]:
+                if replica["phase"] != "Ready" and not (replica.get("reason") and replica.get("message")):
+                    name = f"{placement['metadata']['name']}-{model['name']}-{replica['index']}"
+                    raise Broken(f"{name} is {replica['phase']} without a reason")
 
 
 def check_rest(physics: Physics, policy: Policy) -> None:
@@ -73,14 +103,33 @@ def check_rest(physics: Physics, policy: Policy) -> None:
                 _check_replica(physics, meta, model["name"], replica)
     for pod, given in _engines(physics):
         name, where = pod["metadata"]["name"], physics.machines.get(given["node"])
-        base = (pod["metadata"]["namespace"], name.rpartition("-")[0])
+        labels = pod["metadata"]["labels"]
+        base = (pod["metadata"]["namespace"], f"{labels['cotenant.dev/placement']}-{labels['cotenant.dev/model']}")
         if base not in wanted and not _of(frozen, *base) and where is not None and where.up:
             raise Broken(f"pod {name} is left over")
+    services = {(s["metadata"]["namespace"], s["metadata"]["name"]) for s in physics.store.all(SERVICES)}
+    for namespace, name in sorted(wanted - services):
+        raise Broken(f"Service {name} of {namespace} is missing")
     for service in physics.store.all(SERVICES):
         key = (service["metadata"]["namespace"], service["metadata"]["name"])
         if key not in wanted and not _of(frozen, *key):
             raise Broken(f"Service {key[1]} is left over")
     _check_work_is_done(physics, policy)
+    _check_rest_is_said(physics)
+
+
+OUTWARD = ("MemoryNotFree", "GPUNotHeld", "CreateRefused", "NameInUse", "NodeNotReady", "InjectionUnverified")
+"""What a replica may wait for although nothing happens any more: it is for others to bring it about."""
+
+
+def _check_rest_is_said(physics: Physics) -> None:
+    """Where nothing happens any more nothing is said to be under way."""
+    for placement in physics.store.all(PLACEMENTS):
+        for condition in (placement.get("status") or {}).get("conditions", ()):
+            if condition["type"] == "Reconciling" and condition["reason"] not in OUTWARD:
+                raise Broken(
+                    f"{placement['metadata']['name']} is at rest, and said to be Reconciling: {condition['message']}"
+                )
 
 
 def _of(placements: set[tuple[str, str]], namespace: str, name: str) -> bool:
@@ -94,8 +143,6 @@ def _check_replica(physics: Physics, meta: Body, model: str, replica: Body) -> N
         engine = physics.engines.get(pod["metadata"]["uid"]) if pod else None
         if engine is None or not engine.serving:
             raise Broken(f"{name} is said to be Ready and does not serve")
-    elif not replica.get("reason") or not replica.get("message"):
-        raise Broken(f"{name} is {replica['phase']} without a reason")
 
 
 def _check_work_is_done(physics: Physics, policy: Policy) -> None:
@@ -118,6 +165,8 @@ def _check_work_is_done(physics: Physics, policy: Policy) -> None:
         for model in placement["spec"]["models"]:
             if model["tensorParallelSize"] != 1 or model["spread"] != "None" or not model["share"].endswith("%"):
                 continue
+            if "perNode" in model:
+                continue
             asked = float(model["share"][:-1]) / 100
             headroom = float((placement["spec"].get("headroom") or f"{policy.headroom / 100}%")[:-1]) / 100
             for said in (placement.get("status") or {}).get("models", ()):
@@ -129,5 +178,5 @@ def _check_work_is_done(physics: Physics, policy: Policy) -> None:
                     gpu.uuid for gpu in clean if asked + headroom <= 1 and asked * gpu.memory + overrun <= gpu.memory
                 ]
                 for replica in said["replicas"]:
-                    if replica["phase"] == "Unplaced" and fits:
+                    if replica["phase"] == "Unplaced" and replica["reason"] == "InsufficientMemory" and fits:
                         raise Broken(f"{model['name']} is Unplaced ({replica['message']}) though {fits[0]} is empty")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass, field
 from random import Random
 
 from cotenant.controller.sources import GPU_NODES, NODES, PLACEMENTS, PODS, SERVICES
+from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.ledger import CONTEXT, CONTEXT_TENSOR_PARALLEL
 from cotenant.core.share import GIB
 from tests.core.corpus import REFUSED, RUNS, STARTS, log
@@ -46,6 +48,8 @@ class Engine:
     dies: tuple[float, int, str] | None = None
     """(when, exit code, log)."""
     serving: bool = False
+    unready_until: float = 0.0
+    """Its readiness probe fails until then; it serves on."""
 
 
 @dataclass(slots=True)
@@ -70,6 +74,9 @@ class Machine:
     cordoned: bool = False
     silent: bool = False
     """Its agent reports nothing new."""
+    silent_since: float = 0.0
+    proof: str = "good"
+    """What a preflight sees here: `good` (its GPU), `blind` (none), `leaky` (a neighbour's too), `slow` (its image is not there)."""
 
 
 class Physics:
@@ -87,8 +94,16 @@ class Physics:
         """By (placement, model)."""
         self.copies: set[str] = set()
         """Names of pods a person made by hand: what they do is not ours to answer for."""
+        self.configs: tuple[ModelConfig | str, ...] = ()
+        """What models' configs say, or why they cannot be read; empty: no config is known."""
+        self.injection_version = ""
+        """Of the cluster's RuntimeClass and ClusterPolicy."""
         self.leaving: dict[str, tuple[float, str]] = {}
         """Pod uid -> when its last process is gone, and on which node."""
+
+    def config(self, uri: str) -> ModelConfig | str | None:
+        """What the config of a model says; the same for the same model."""
+        return self.configs[zlib.crc32(uri.encode()) % len(self.configs)] if self.configs else None
 
     # ------------------------------------------------------------------------------------------------------- machines
     def add_machine(self, name: str, gpus: int, memory: int) -> None:
@@ -198,6 +213,8 @@ class Physics:
                 times.append(engine.dies[0])
             elif not engine.serving:
                 times.append(engine.ready_at)
+            elif engine.unready_until:
+                times.append(engine.unready_until)
         for machine in self.machines.values():
             if not machine.noticed:
                 times.append(machine.since + NOTICE_AFTER)
@@ -226,7 +243,7 @@ class Physics:
         for pod in self.store.all(PODS):
             engine = self.engines.get(pod["metadata"]["uid"])
             if pod["spec"].get("nodeName") == machine.name and engine is not None and engine.serving:
-                self._status(pod, "Running", ready=machine.up)
+                self._status(pod, "Running", ready=machine.up and not engine.unready_until)
 
     def _collect_garbage(self) -> None:
         owners = {body["metadata"]["uid"] for body in self.store.all(PLACEMENTS)}
@@ -275,8 +292,8 @@ class Physics:
                 if engine is not None:
                     self._disturb(engine)
             return
-        if pod["metadata"]["labels"].get("cotenant.dev/role") == "holder":
-            self._hold(pod, machine)
+        if (role := pod["metadata"]["labels"].get("cotenant.dev/role")) in ("holder", "preflight"):
+            (self._hold if role == "holder" else self._prove)(pod, machine)
             return
         if not pod["spec"].get("nodeName"):
             if machine.cordoned:
@@ -296,12 +313,29 @@ class Physics:
         self.rng.choice(free).holder = pod["metadata"]["name"]
         self.store.put(PODS, {**pod, "spec": {**pod["spec"], "nodeName": machine.name}, "status": {"phase": "Running"}})
 
-    def _blocked(self, pod: Body, reason: str, message: str) -> None:
+    def _prove(self, pod: Body, machine: Machine) -> None:
+        """A preflight: what it saw is its termination message."""
+        if pod["status"].get("phase") in ("Succeeded", "Failed"):
+            return
+        if machine.cordoned:
+            self._blocked(pod, "Unschedulable", "1 node(s) were unschedulable")
+            return
+        if machine.proof == "slow":
+            self._blocked(pod, "ImagePullBackOff", "Back-off pulling image", "preflight")
+            return
+        wanted = pod["metadata"]["annotations"]["cotenant.dev/preflight-gpu"]
+        others = [gpu.uuid for gpu in self.gpus.values() if gpu.node == machine.name]
+        seen = {"good": [wanted], "blind": [], "leaky": others}[machine.proof]
+        done = {"exitCode": 0, "reason": "Completed", "message": "\n".join(seen), "finishedAt": stamp(self.now)}
+        status = {"phase": "Succeeded", "containerStatuses": [{"name": "preflight", "state": {"terminated": done}}]}
+        self.store.put(PODS, {**pod, "spec": {**pod["spec"], "nodeName": machine.name}, "status": status})
+
+    def _blocked(self, pod: Body, reason: str, message: str, container: str = "engine") -> None:
         if reason == "Unschedulable":
             condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": message}
             self.store.change(PODS, pod, status={"phase": "Pending", "conditions": [condition], "settled": True})
             return
-        waiting = {"name": "engine", "state": {"waiting": {"reason": reason, "message": message}}}
+        waiting = {"name": container, "state": {"waiting": {"reason": reason, "message": message}}}
         self.store.change(PODS, pod, status={"phase": "Pending", "containerStatuses": [waiting], "settled": True})
 
     def _start(self, pod: Body) -> None:
@@ -368,6 +402,17 @@ class Physics:
             room = min(gpu.memory - self.used(gpu) for uuid in engine.gpus if (gpu := self.gpus.get(uuid)))
             engine.used = min(engine.share + (truth.overrun if truth else GIB), engine.used + room)
             self._status(pod, "Running", ready=True)
+
+        elif engine.serving and engine.unready_until and self.now >= engine.unready_until:
+            engine.unready_until = 0.0
+            self._status(pod, "Running", ready=True)
+
+    def flap(self, engine: Engine) -> None:
+        """Its readiness probe fails for a while, as under load."""
+        pod = self.store.get(PODS, engine.key)
+        if pod is not None and pod["metadata"]["uid"] == engine.uid:
+            engine.unready_until = self.now + 30
+            self._status(pod, "Running", ready=False)
 
     def _disturb(self, gone: Engine) -> None:
         """Memory given back beside a start: vLLM's profile may see more free than before, and dies of it."""

@@ -77,8 +77,10 @@ class Pinned:
         self._version = snapshot.injection_version
 
     def unusable(self, uuid: str) -> str:
-        """Unhealthy, or given to somebody else by the device plugin."""
-        device = self._inventory.devices[uuid]
+        """Gone, unhealthy, or given to somebody else by the device plugin."""
+        device = self._inventory.devices.get(uuid)
+        if device is None:
+            return f"GPU {uuid} is not reported any more"
         if device.health != "Healthy":
             return f"GPU {device.index} of {device.node} is {device.health}"
         if self._policy.reserve and device.owner:

@@ -220,13 +220,18 @@ def _flag(args: tuple[str, ...]) -> str:
 
 def overdue(pod: Pod, timeout: float, now: float) -> str:
     """Why a start counts as failed although its container has not ended; '' = it has time left."""
-    if not pod.is_starting:
+    due = due_at(pod, timeout)
+    if due is None or now < due:
         return ""
-    age = now - pod.created
-    if pod.blocked and age > BLOCKED_GRACE:
-        return pod.blocked
+    return pod.blocked or f"not ready after {now - pod.created:.0f} s"
+
+
+def due_at(pod: Pod, timeout: float) -> float | None:
+    """When a start counts as failed although its container has not ended (Unix seconds); None where nothing starts."""
+    if not pod.is_starting:
+        return None
     # the startup probe ends it first where a kubelet runs; this is for the rest
-    return f"not ready after {age:.0f} s" if age > timeout + 60 else ""
+    return pod.created + (min(BLOCKED_GRACE, timeout + 60) if pod.blocked else timeout + 60)
 
 
 def outdated(replica: Replica, machine: Machine, policy: Policy) -> bool:

@@ -8,7 +8,7 @@ from functools import cache
 
 from cotenant.core.decision import Emit, Judged
 from cotenant.core.demand import Demands, Wanted
-from cotenant.core.drift import overdue
+from cotenant.core.drift import due_at, overdue
 from cotenant.core.oom import ladder
 from cotenant.core.oom.evidence import evidence_of
 from cotenant.core.oom.facts import Ground, facts_of
@@ -31,6 +31,8 @@ class Faults:
     """uids of pods whose end the status, as it stands in the cluster, has taken down: they may go."""
     events: tuple[Emit, ...] = ()
     judged: tuple[Judged, ...] = ()
+    wake_at: float | None = None
+    """When the next start has had its time (Unix seconds)."""
 
     def applied(self, replica: Replica) -> Replica:
         """The replica with what its remedies changed for planning."""
@@ -77,6 +79,7 @@ def faults(snapshot: Snapshot, demands: Demands, pods: PodsByName) -> Faults:
     recorded: set[str] = set()
     events: list[Emit] = []
     judged: list[Judged] = []
+    dues: list[float] = []
     ground = cache(lambda: Ground(snapshot))
     for wanted in demands.wanted:
         before = {fault.index: fault for fault in wanted.placement.status.faults if fault.model == wanted.model.name}
@@ -88,13 +91,26 @@ def faults(snapshot: Snapshot, demands: Demands, pods: PodsByName) -> Faults:
             recorded.update(pod.uid for pod in mine if after is not None and after.uid == pod.uid)
             candidates: list[Pod | None] = [*mine] or [None]
             for pod in candidates:
+                due = due_at(pod, _timeout(snapshot, after)) if pod else None
                 after = _after(snapshot, wanted, pod, after, recorded, events, judged, ground)
+                if due is not None and due > snapshot.now:
+                    dues.append(due)
             if after is not None:
                 of[f"{wanted.key}/{index}"] = after
                 by_model.setdefault(wanted.key, []).append(after)
     return Faults(
-        of, {key: tuple(found) for key, found in by_model.items()}, frozenset(recorded), tuple(events), tuple(judged)
+        of,
+        {key: tuple(found) for key, found in by_model.items()},
+        frozenset(recorded),
+        tuple(events),
+        tuple(judged),
+        min(dues, default=None),
     )
+
+
+def _timeout(snapshot: Snapshot, fault: Fault | None) -> float:
+    """Seconds a start may take."""
+    return overrides(fault).start_timeout or snapshot.policy.start_timeout
 
 
 def _after(
@@ -110,7 +126,7 @@ def _after(
     placement = wanted.placement
     if pod is None or pod.uid in recorded:
         return ladder.heal(fault, placement.generation, None, snapshot.now)
-    late = overdue(pod, overrides(fault).start_timeout or snapshot.policy.start_timeout, snapshot.now)
+    late = overdue(pod, _timeout(snapshot, fault), snapshot.now)
     dead = pod.ended is not None and pod.ended.log is not None
     if not dead and not late:
         return ladder.heal(fault, placement.generation, pod.ready_since if pod.ready else None, snapshot.now)

@@ -84,7 +84,9 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     models = states(snapshot, demands, replicas, places, admitted, troubles, lessons, issues, memo)
     written, events = statuses(snapshot, models, issues, ledger, binding, memo)
     creates, deletes = _changes(snapshot, admitted, binding, troubles, machines)
-    wakes = [at for at in (machines.wake_at, admitted.wake_at, reservations.wake_at) if at is not None]
+    wakes = [
+        at for at in (machines.wake_at, admitted.wake_at, reservations.wake_at, troubles.wake_at) if at is not None
+    ]
     decided = Decision(
         creates=(*reservations.creates, *creates),
         deletes=(*deletes, *reservations.deletes, *_stale_services(snapshot, demands)),
