@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cotenant.core.learn import key, learn, learn_metrics, overrun, recall
+from cotenant.core.learn import SETTLED, STEP, key, learn, overrun, recall
 from cotenant.core.share import GIB
 from cotenant.core.snapshot import Learned
 from cotenant.core.vllm import Engine
@@ -71,36 +71,31 @@ def test_an_empty_log_teaches_nothing_and_forgets_nothing() -> None:
 @given(st.text(max_size=400))
 def test_no_log_is_an_error(log: str) -> None:
     learn("m", "k", log)
-    learn_metrics(Learned("m", "k"), log)
-
-
-def test_metrics_say_the_tokens_exactly() -> None:
-    page = 'vllm:cache_config_info{block_size="16",engine="0",kv_cache_memory_bytes="None",kv_cache_size_tokens="162784"} 1.0\n'
-
-    known = learn_metrics(Learned("m", "k", kv_cache_bytes=5), page)
-
-    assert known.kv_cache_tokens == 162_784
-    assert known.kv_cache_bytes == 5
 
 
 def test_an_overrun_never_shrinks_on_a_quiet_hour() -> None:
-    share = 80 * GIB
-    first = overrun(None, 2 * GIB, share, share + GIB)
-    busy = overrun(first, 2 * GIB, share, share + 3 * GIB)
+    busy = overrun(None, 2 * GIB, GIB, 3 * GIB, 1.0)
 
-    assert first == 2 * GIB
     assert busy == 3 * GIB
-    assert overrun(busy, 2 * GIB, share, share - GIB) == busy
+    assert overrun(busy, 2 * GIB, GIB, -GIB, 10 * SETTLED) == busy
+
+
+def test_an_idle_engine_is_planned_for_its_load() -> None:
+    assert overrun(None, 3 * GIB, GIB, 10, SETTLED - 1) is None
+    assert overrun(None, 3 * GIB, GIB, 10, SETTLED) == GIB
+    assert overrun(None, 3 * GIB, GIB, 2 * GIB, SETTLED) == 2 * GIB
+    # nobody knows what its load will take
+    assert overrun(None, 3 * GIB, None, 10, 10 * SETTLED) is None
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 200 * GIB), max_size=30), st.integers(0, 5 * GIB))
-def test_an_overrun_only_grows(used: list[int], expected: int) -> None:
+@given(st.lists(st.integers(-(10**10), 10**11), max_size=30), st.integers(0, 5 * GIB), st.none() | st.integers(0, GIB))
+def test_an_overrun_only_grows(readings: list[int], planned: int, expected: int | None) -> None:
     known: int | None = None
-    for reading in used:
-        now = overrun(known, expected, 60 * GIB, reading)
-        assert now >= (known or 0)
-        assert now >= reading - 60 * GIB
+    for hour, seen in enumerate(readings):
+        now = overrun(known, planned, expected, seen, hour * SETTLED)
+        assert known is None or (now is not None and now >= known)
+        assert (planned if now is None else now) > seen - STEP
         known = now
 
 

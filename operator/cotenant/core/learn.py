@@ -9,7 +9,7 @@ import hashlib
 import re
 from dataclasses import astuple, replace
 
-from cotenant.core.share import GIB
+from cotenant.core.share import GIB, MIB
 from cotenant.core.snapshot import Learned
 from cotenant.core.vllm import Engine
 
@@ -22,8 +22,11 @@ _KV_IN_USE = re.compile(rf"Current kv cache memory in use is {_GIB}")
 _KV_PINNED = re.compile(rf"reserved {_GIB} memory for KV Cache as specified by kv_cache_memory_bytes")
 _KV_TOKENS = re.compile(r"GPU KV cache size: ([0-9]{1,3}(?:,[0-9]{3}){0,4}|[0-9]{1,15}) tokens")
 _GRAPHS = re.compile(rf"Graph capturing finished in [0-9]{{1,6}} secs?, took {_GIB}")
-_INFO = re.compile(r"vllm:cache_config_info\{([^}\n]{0,8192})\}")
-_LABEL = re.compile(r'([a-z_]{1,64})="([^"]{0,256})"')
+SETTLED = 3600.0
+"""Seconds of serving after which what an engine uses beyond its share may count for less than it was planned with: load comes
+later than Ready."""
+STEP = 64 * MIB
+"""A learned overrun is written anew when it has grown by this much."""
 
 
 def key(uri: str, engine: Engine, image: str, tensor_parallel: int, product: str, utilization: str) -> str:
@@ -71,30 +74,17 @@ def learn(
     )
 
 
-def overrun(before: int | None, expected: int, share: int, used: int) -> int:
-    """Bytes beyond its share to plan an engine with, after its processes were seen to use `used` on one GPU.
+def overrun(before: int | None, planned: int, expected: int | None, seen: int, serving: float) -> int | None:
+    """Bytes beyond its share to plan an engine with from now on, after it was seen to use `seen` beyond it; None = as planned.
 
-    It grows at once and never shrinks: an engine that is idle uses less than it will. Until it was seen to use more, what the
-    estimate expects under load stands.
+    More than it was planned with counts at once. Less counts once it has served for an hour, and never for less than the estimate
+    expects under load: an engine that is idle uses less than it will. What was learned never shrinks.
     """
-    return max(expected if before is None else before, used - share)
-
-
-def learn_metrics(known: Learned, scraped: str) -> Learned:
-    """The same, with what `vllm:cache_config_info` of a `/metrics` page says of the cache."""
-    found = _INFO.search(scraped)
-    labels = dict(_LABEL.findall(found[1])) if found else {}
-    tokens = labels.get("kv_cache_size_tokens", "")
-    pinned = labels.get("kv_cache_memory_bytes", "")
-    return replace(
-        known,
-        kv_cache_tokens=int(tokens) if _is_number(tokens) else known.kv_cache_tokens,
-        kv_cache_bytes=int(pinned) if _is_number(pinned) else known.kv_cache_bytes,
-    )
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 18 and int(text) > 0
+    if before is not None:
+        return seen if seen >= before + STEP else before
+    if seen > planned:
+        return seen
+    return max(expected, seen) if expected is not None and serving >= SETTLED else None
 
 
 def _tokens(text: str) -> list[int]:
