@@ -268,3 +268,18 @@ def test_an_engine_that_served_and_is_not_ready_now_is_no_start_that_others_wait
     assert cluster.log == ["+a-m-0", "+b-m-0"]
     assert cluster.phases("a") == ["Waiting"]
     assert "is not ready now" in cluster.condition("a", "Ready")["message"]
+
+
+def test_a_gpu_promised_twice_is_put_right() -> None:
+    """Two controllers at once, each on news without the other's pod."""
+    one = Cluster([node("n1")]).apply(placement("a", model("m", "60%"))).settle()
+    two = Cluster([node("n1")]).apply(placement("b", model("m", "60%"), created=2.0)).settle()
+    both = Cluster([node("n1")], one.placements | two.placements, one.pods | two.pods)
+    key = ("default", "b-m-0")
+    both.pods[key] = replace(both.pods[key], uid="pod-2")
+
+    (leaving,) = both.step().deletes
+
+    assert (leaving.name, leaving.reason) == ("b-m-0", "Displaced")
+    assert "GPU 0 of n1 has 96Gi promised and holds 80Gi; no other place: needs 48Gi" in leaving.message
+    assert [pod.name for pod in both.settle().pods.values()] == ["a-m-0"]

@@ -1,4 +1,4 @@
-"""`python -m tests.soak`: many histories, and the seeds of those that broke a law."""
+"""`python -m tests.soak`: many histories, and the seeds of those that broke a law; then hypothesis on the same world."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
 from tests.soak.history import History, Outcome
+from tests.soak.machine import UNBOUND, ClusterMachine
 
 
 def one(seed: int) -> Outcome:
@@ -42,6 +47,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, help="tell one history, as short as it still breaks")
     parser.add_argument("--whole", action="store_true", help="with --seed: as it is, not shortened")
+    parser.add_argument("--examples", type=int, help="examples for hypothesis; a twentieth of the histories")
     options = parser.parse_args()
     if options.seed is not None:
         outcome = (History(options.seed, tell=True) if options.whole else shrink(options.seed)).run()
@@ -64,7 +70,27 @@ def main() -> int:
         f"most {most} passes; {len(failed)} broke a law"
         + (f": seeds {[o.seed for o in failed[:20]]}" if failed else "")
     )
-    return bool(failed)
+    examples = options.histories // 20 if options.examples is None else options.examples
+    return bool(failed) | (bool(examples) and _machine(examples))
+
+
+def _machine(examples: int) -> bool:
+    """Hypothesis chooses what happens; True where it found how to break a law, told as briefly as it could."""
+    begun = time.monotonic()
+    found = ""
+    try:
+        run_state_machine_as_test(
+            ClusterMachine, settings=settings(UNBOUND, max_examples=examples, stateful_step_count=40)
+        )  # type: ignore[no-untyped-call]
+    except Exception:
+        found = traceback.format_exc()
+        print(found)
+    ran = ClusterMachine.ran
+    print(
+        f"{len(ran)} histories by hypothesis, {sum(o.steps for o in ran)} steps in {time.monotonic() - begun:.0f} s; "
+        + ("a law was broken" if found else "all laws held")
+    )
+    return bool(found)
 
 
 if __name__ == "__main__":

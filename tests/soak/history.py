@@ -43,9 +43,11 @@ class Outcome:
 class History:
     """A cluster, its users and its mishaps, all from one seed. `skip` leaves out steps, to find the few that matter."""
 
-    def __init__(self, seed: int, skip: frozenset[int] = frozenset(), *, tell: bool = False) -> None:
+    def __init__(
+        self, seed: int, skip: frozenset[int] = frozenset(), *, tell: bool = False, rng: Random | None = None
+    ) -> None:
         self.seed, self.skip, self._tell = seed, skip, tell
-        self.rng = Random(seed)
+        self.rng = rng or Random(seed)
         self.steps = self.rng.randint(10, 40)
         reserve = self.rng.random() < 0.3
         self.policy = Policy(
@@ -86,10 +88,7 @@ class History:
                 self.rng = Random(f"{self.seed}/{step}")
                 if step not in self.skip:
                     self._step(step)
-            self._calm()
-            self._settle()
-            check_step(self.physics)
-            check_rest(self.physics, self.policy)
+            self.come_to_rest()
         except Broken as broken:
             self.outcome.broken = str(broken)
         except Exception as error:
@@ -98,6 +97,13 @@ class History:
                 raise
         self.outcome.passes, self.outcome.writes = self.tally.passes, self.tally.writes
         return self.outcome
+
+    def come_to_rest(self) -> None:
+        """Nothing new happens any more; Broken where no lawful rest is reached within its bound."""
+        self._calm()
+        self._settle()
+        check_step(self.physics)
+        check_rest(self.physics, self.policy)
 
     def _step(self, step: int) -> None:
         self.outcome.steps += 1
@@ -108,10 +114,10 @@ class History:
                 self._say(f"{step:3} {self.physics.now - BEGIN:7.0f}s {said}")
         self.physics.pass_time(self.rng.choice((0.0, 0.2, 1.0, 5.0, 20.0, 90.0)))
         for controller in self.controllers:
-            self._pass(controller)
-        self._check()
+            self.decide(controller, self.rng.randint(0, 3) if self.rng.random() < 0.08 else None)
+        self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Two controllers on old news can promise one GPU twice for a moment: then what they did must be put right."""
         if len(self.controllers) > 1:
             self._doubled = True
@@ -122,15 +128,15 @@ class History:
             if not self._doubled:
                 raise
 
-    def _pass(self, controller: Controller, *, calm: bool = False) -> None:
-        dies_after = self.rng.randint(0, 3) if not calm and self.rng.random() < 0.08 else None
+    def decide(self, controller: Controller, dies_after: int | None) -> None:
+        """One pass of one controller; it may be killed before its write of that number and begins anew."""
         try:
             controller.run(self.weather, dies_after)
         except DiedError:
             self._say(f"    {controller.name} dies before its write {dies_after}")
             controller.begin()
         self._tell_writes()
-        self._check()
+        self.check()
 
     def _tell_writes(self) -> None:
         for line in self.tally.log:
@@ -178,7 +184,7 @@ class History:
     def _decide(self) -> Any:
         decision = self.controllers[0].run(self.weather)
         self._tell_writes()
-        self._check()
+        self.check()
         return decision
 
     def _wait(self, wake_at: float | None, *, idle: bool) -> None:

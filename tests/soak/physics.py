@@ -398,8 +398,11 @@ class Physics:
             engine.serving = True
             labels = pod["metadata"]["labels"]
             truth = self.truths.get((labels["cotenant.dev/placement"], labels["cotenant.dev/model"]))
-            # nobody gets more than there is
             room = min(gpu.memory - self.used(gpu) for uuid in engine.gpus if (gpu := self.gpus.get(uuid)))
+            if engine.used + room < engine.share:
+                engine.serving, engine.dies = False, (self.now + 0.5, 1, log("kv-allocation"))
+                return
+            # beyond its share nobody gets more than there is
             engine.used = min(engine.share + (truth.overrun if truth else GIB), engine.used + room)
             self._status(pod, "Running", ready=True)
 

@@ -12,6 +12,7 @@ from cotenant.core.ledger import Account
 from cotenant.core.memo import Memo
 from cotenant.core.packing.packer import Host, Problem, Running, Workload, pack
 from cotenant.core.replica import Assigned, NoPlace, Replica
+from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Pod, Policy
 from cotenant.core.terms import Kinds, grouped, hosts, kinds, running, workload
 
@@ -47,6 +48,7 @@ def assign(
     """A place or a reason for every replica. `usable` says why a GPU may not be planned on ('' = it may), `cost` what opening it costs.
 
     What runs and fits nowhere by its new spec runs on as it is, unless a higher priority has its place: it is planned around.
+    Where a GPU was promised twice, who finds no other place leaves.
     """
     staying, packed = _split(replicas, inventory)
     kept: dict[str, NoPlace] = {}
@@ -65,6 +67,10 @@ def assign(
             for r in packed
             if isinstance(place := places[r.key], NoPlace) and _runs_on(r, place)
         }
+        twice = {r.key: why for r in packed if r.key in homeless and (why := _promised_twice(r, ledger))}
+        for key, why in twice.items():
+            place = homeless.pop(key)
+            places[key] = replace(place, message=f"{why}; no other place: {place.message}", displaced=True)
         if not homeless:
             return {**staying, **kept, **places}
         kept |= homeless
@@ -99,6 +105,17 @@ def _told(replica: Replica, place: NoPlace, usable: Callable[[str], str]) -> NoP
     given = replica.pod.allocation.gpus if replica.pod and replica.pod.allocation else ()
     why = next((why for uuid in given if (why := usable(uuid))), "")
     return replace(place, message=f"{why}; no other place: {place.message}") if why else place
+
+
+def _promised_twice(replica: Replica, ledger: dict[str, Account]) -> str:
+    """Which of its GPUs has more promised to our own engines than it holds, as two controllers at once may have done; '' = none."""
+    given = replica.pod.allocation.gpus if replica.pod and replica.pod.allocation else ()
+    for account in (ledger[uuid] for uuid in given if uuid in ledger):
+        device = account.device
+        promised = sum(tenant.promised for tenant in account.tenants if tenant.pod.is_alive)
+        if promised > device.usable:
+            return f"GPU {device.index} of {device.node} has {gib(promised)} promised and holds {gib(device.usable)}"
+    return ""
 
 
 def _split(replicas: list[Replica], inventory: Inventory) -> tuple[dict[str, Assigned], list[Replica]]:
