@@ -40,8 +40,14 @@ GPU_BYTES = Gauge(
     ["node", "uuid", "of"],
 )
 GPU_TENANTS = Gauge("cotenant_gpu_tenants", "Engines on a GPU.", ["node", "uuid"])
-FAULTS = Counter("cotenant_faults", "Engines that ended, by what was found.", ["verdict"])
+FAULTS = Counter("cotenant_faults", "Engines that ended or could not start, by what was found.", ["verdict"])
 REMEDIES = Counter("cotenant_remedies", "Remedies tried after a fault, by rung.", ["rung"])
+RECOVERY_SECONDS = Histogram(
+    "cotenant_recovery_seconds",
+    "Seconds from an engine's last death until its replica was Ready again, by what it died of.",
+    ["verdict"],
+    buckets=(5, 10, 20, 30, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600),
+)
 DRIFT = Counter("cotenant_drift", "Differences found between what should be and what is, by kind.", ["kind"])
 
 

@@ -349,6 +349,11 @@ class Physics:
             return
         given = json.loads(meta["annotations"]["cotenant.dev/allocation"])
         gpus = tuple(given["gpus"])
+        if gone := [uuid for uuid in gpus if uuid not in self.gpus]:  # the node came back with others
+            self._blocked(
+                pod, "CreateContainerError", f"unresolvable CDI device k8s.device-plugin.nvidia.com/gpu={gone[0]}"
+            )
+            return
         args = pod["spec"]["containers"][0]["args"]
         context = CONTEXT if len(gpus) == 1 else CONTEXT_TENSOR_PARALLEL
         share = max(

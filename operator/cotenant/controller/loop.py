@@ -17,10 +17,10 @@ from cotenant.controller.configs import Configs
 from cotenant.controller.evidence import Evidence, reader
 from cotenant.controller.handlers import Doorbell
 from cotenant.controller.heartbeats import Heartbeats
+from cotenant.controller.measures import Measures
 from cotenant.controller.sources import Source, sources
 from cotenant.controller.surroundings import survey
-from cotenant.core.decision import Decision, GPUFigures
-from cotenant.core.drift import DRIFTS
+from cotenant.core.decision import Decision
 from cotenant.core.snapshot import Snapshot
 from cotenant.errors import ClusterError
 from cotenant.kube import Kube
@@ -77,7 +77,7 @@ class Loop:
         self._configs = Configs(partial(model_config, offline=settings.hub_offline), self.ring)
         self._heartbeats = Heartbeats(kube, settings.namespace, self.ring)
         self._considered: object = None
-        self._figures: tuple[GPUFigures, ...] = ()
+        self._measures = Measures()
         self._failures = 0
         self._pass_begun: float | None = None
         self.last_pass: float | None = None
@@ -219,7 +219,7 @@ class Loop:
         decision = await asyncio.to_thread(self._reconcile, snapshot)
         self.cache.idle = decision.idle
         decided = time.perf_counter()
-        self._measure(decision)
+        self._measures.take(decision)
         outcome = await self.act.carry_out(decision, snapshot)
         acted = time.perf_counter()
         steps = {"observe": observed - begun, "reconcile": decided - observed, "act": acted - decided}
@@ -236,28 +236,6 @@ class Loop:
 
     def _backoff(self) -> float:
         return min(LONGEST_BACKOFF, float(1 << min(self._failures, 10)) / 2) * random.uniform(0.8, 1.2)
-
-    def _measure(self, decision: Decision) -> None:
-        metrics.WAITING.set(decision.waiting)
-        for judged in decision.judged:
-            metrics.FAULTS.labels(judged.verdict).inc()
-            for rung in judged.rungs:
-                metrics.REMEDIES.labels(rung).inc()
-        for delete in decision.deletes:
-            if delete.reason in DRIFTS:
-                metrics.DRIFT.labels(delete.reason).inc()
-        metrics.REPLICAS.clear()
-        for phase, count in decision.replicas:
-            metrics.REPLICAS.labels(phase).set(count)
-        if decision.gpus == self._figures:
-            return
-        self._figures = decision.gpus
-        metrics.GPU_BYTES.clear()
-        metrics.GPU_TENANTS.clear()
-        for gpu in decision.gpus:
-            for of in ("usable", "promised", "expected", "used", "strangers"):
-                metrics.GPU_BYTES.labels(gpu.node, gpu.uuid, of).set(getattr(gpu, of))
-            metrics.GPU_TENANTS.labels(gpu.node, gpu.uuid).set(gpu.tenants)
 
     # --------------------------------------------------------------------------------------------------------- health
     def problem(self) -> str:

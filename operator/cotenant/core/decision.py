@@ -72,6 +72,19 @@ class Judged:
     pod: str
     verdict: str
     rungs: tuple[str, ...] = ()
+    uid: str = ""
+    """Of that pod: a death is judged again where writing it down failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A replica that serves again after a death, for metrics."""
+
+    verdict: str
+    seconds: float
+    """From its last death as it was judged until it was seen Ready."""
+    uid: str = ""
+    """Of the pod that died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +116,7 @@ class Decision:
     idle: tuple[tuple[str, float], ...] = ()
     """(GPU, since when it is held and empty): the next snapshot brings it back."""
     judged: tuple[Judged, ...] = ()
+    recovered: tuple[Recovered, ...] = ()
     gpus: tuple[GPUFigures, ...] = ()
     replicas: tuple[tuple[str, int], ...] = ()
     """(phase, replicas), for metrics."""

@@ -139,7 +139,8 @@ def _after(
         return fault
     about = (placement.namespace, placement.name, placement.uid)
     events.append(Emit(*about, "Warning", step.fault.reason, f"{pod.name}: {step.message}"))
-    judged.append(Judged(placement.namespace, pod.name, str(verdict.kind), tuple(str(rung) for rung in step.rungs)))
+    rungs = tuple(str(rung) for rung in step.rungs)
+    judged.append(Judged(placement.namespace, pod.name, str(verdict.kind), rungs, pod.uid))
     return replace(step.fault, uid=pod.uid)
 
 

@@ -82,7 +82,7 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     reservations = binding.reservations(planned, ledger, snapshot.now)
     issues = impossible(demands, machines, replicas, places)
     models = states(snapshot, demands, replicas, places, admitted, troubles, lessons, issues, memo)
-    written, events = statuses(snapshot, models, issues, ledger, binding, memo)
+    told = statuses(snapshot, models, issues, ledger, binding, memo)
     creates, deletes = _changes(snapshot, admitted, binding, troubles, machines)
     wakes = [
         at for at in (machines.wake_at, admitted.wake_at, reservations.wake_at, troubles.wake_at) if at is not None
@@ -91,11 +91,12 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
         creates=(*reservations.creates, *creates),
         deletes=(*deletes, *reservations.deletes, *_stale_services(snapshot, demands)),
         applies=_services(snapshot, demands, memo),
-        statuses=written,
-        events=(*troubles.events, *events),
+        statuses=told.written,
+        events=(*troubles.events, *told.events),
         wake_at=min(wakes, default=None),
         idle=reservations.idle,
         judged=troubles.judged,
+        recovered=told.recovered,
         gpus=tuple(_figures(account) for account in ledger.values()),
         replicas=_phases(models),
         waiting=sum(wait.reason == "TurnAtGPU" for wait in admitted.waits.values()),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cotenant.core.binding import Binding
-from cotenant.core.decision import Emit, WriteStatus
+from cotenant.core.decision import Emit, Recovered, WriteStatus
 from cotenant.core.demand import Demands, Issue
 from cotenant.core.faults import Faults
 from cotenant.core.ledger import Account
@@ -97,6 +97,15 @@ def _estimates(replicas: list[Replica], places: Places, memo: Memo) -> dict[str,
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is new."""
+
+    written: tuple[WriteStatus, ...]
+    events: tuple[Emit, ...]
+    recovered: tuple[Recovered, ...]
+
+
 def statuses(
     snapshot: Snapshot,
     models: dict[str, list[ModelState]],
@@ -104,10 +113,11 @@ def statuses(
     ledger: dict[str, Account],
     binding: Binding,
     memo: Memo,
-) -> tuple[tuple[WriteStatus, ...], tuple[Emit, ...]]:
+) -> Told:
     """The statuses that differ from what stands, and events for what is new in them."""
     written: list[WriteStatus] = []
     events: list[Emit] = []
+    recovered: list[Recovered] = []
     for placement in snapshot.placements:
         if placement.deleting:
             continue
@@ -123,7 +133,21 @@ def statuses(
             continue
         written.append(WriteStatus(placement.namespace, placement.name, status))
         events.extend(_told(placement, mine, told))
-    return tuple(written), tuple(events)
+        recovered.extend(_recovered(placement, mine, snapshot.now))
+    return Told(tuple(written), tuple(events), tuple(recovered))
+
+
+def _recovered(placement: Placement, models: list[ModelState], now: float) -> list[Recovered]:
+    """Replicas whose status says Ready for the first time since their last death."""
+    before = {(m.model, m.index): m.phase for m in placement.status.replicas}
+    found = []
+    for model in models:
+        faults = {fault.index: fault for fault in model.faults if fault.times}
+        for state in model.replicas:
+            fault, was = faults.get(state.index), before.get((model.wanted.model.name, state.index))
+            if fault is not None and state.phase == READY and was is not None and was != READY:
+                found.append(Recovered(fault.reason, max(0.0, now - max(fault.times)), fault.uid))
+    return found
 
 
 def _notices(models: list[ModelState], ledger: dict[str, Account], binding: Binding) -> list[Notice]:
