@@ -11,6 +11,9 @@ from typing import Any
 from cotenant.core.estimate.configparse import parse_config
 from cotenant.core.estimate.modelconfig import ModelConfig
 
+FROM_MEMORY = "written down from memory"
+"""The source of an entry that was compared with no public file."""
+
 
 @dataclass(frozen=True, slots=True)
 class GPU:
@@ -49,4 +52,6 @@ def find(repository: str) -> ModelConfig | None:
     name = next((name for name in models() if name.lower() == wanted), None)
     if name is None:
         return None
-    return parse_config(models()[name]["config"], source=f"Cotenant's catalogue ({name})")
+    entry = models()[name]
+    checked = "" if entry["source"] != FROM_MEMORY else f", {FROM_MEMORY}"
+    return parse_config(entry["config"], source=f"Cotenant's catalogue ({name}{checked})")
