@@ -225,7 +225,13 @@ def test_as_many_images_as_fit_a_step_are_seen_at_once() -> None:
     seeing = named("google/gemma-3-4b-it")
     one, eight, many = (
         estimate(
-            seeing, Engine(limit_mm_per_prompt=f'{{"image":{count}}}', max_num_batched_tokens=2048)
+            seeing,
+            Engine(
+                limit_mm_per_prompt=f'{{"image":{count}}}',
+                max_num_batched_tokens=2048,
+                max_num_seqs=64,
+                cuda_graphs=False,
+            ),
         ).activation.value
         for count in (1, 8, 100)
     )
@@ -377,7 +383,7 @@ def test_a_share_too_small_for_the_context_says_what_fits_and_what_would_do() ->
 
     assert refusal is not None
     assert refusal.reason == "ContextTooLong"
-    assert refusal.message.startswith(f"20Gi holds the weights and {refusal.context:,} tokens; 65,536 need 23.")
+    assert refusal.message.startswith(f"20Gi holds the weights and {refusal.context:,} tokens; 65,536 need 24.")
     assert refuse(model(), Engine(max_model_len=refusal.context), 1, 20 * GIB) is None
 
 

@@ -7,30 +7,90 @@ import json
 from cotenant.core.estimate import calibration as fitted
 from cotenant.core.estimate.figure import Figure
 from cotenant.core.estimate.modelconfig import Block, ModelConfig
+from cotenant.core.estimate.tensors import vocabulary_rows
 from cotenant.core.vllm import Engine
 
 
 def activation(config: ModelConfig, engine: Engine, ranks: int, tokens: int, sequences: int, dtype: int) -> Figure:
-    """The larger of a step of `tokens` through the widest layer, the sampler, and the vision tower on its largest images."""
-    step = max((_layer(block, config.hidden, ranks) for block in config.blocks), default=0) * tokens * dtype
-    sampler = logits(config, sequences, fitted.LOGIT_BYTES)
-    value = max(step + fitted.ACTIVATION_BASE, sampler)
-    plain = config.known and not any(
-        block.mlp.experts or block.attention.latent or block.attention.state for block in config.blocks
-    )
-    part = 0.15 if plain else 0.5
-    high = max(int(step * (1 + part)), logits(config, sequences, fitted.LOGIT_BYTES_HIGH)) + 2 * fitted.ACTIVATION_BASE
-    low = int(value * (1 - part))
+    """The larger of a step of `tokens` through the widest layer, what compiling takes, the sampler, and the vision tower on its
+    largest images.
+    """
+    step = _step(config, ranks, tokens, dtype)
+    compiled = _compiling(config, engine, ranks, tokens, dtype)
+    value = max(step + fitted.ACTIVATION_BASE, compiled, _sampler(config, sequences))
+    part = _bar(config)
+    high = max(int(step * (1 + part)), compiled, logits(config, sequences, fitted.LOGIT_BYTES_HIGH))
+    high = max(value, high + 2 * fitted.ACTIVATION_BASE)
+    low = int(max(step, _sampler(config, sequences)) * (1 - part))  # what was compiled before is found on disk
+    source = f"{tokens} tokens and {sequences} sequences a step, {fitted.SOURCE}"
+    if compiled == value:
+        source = f"a copy of the embedding while vLLM compiles, {tokens} tokens a step; low: compiled before"
     if seen := _images(config, engine, tokens, dtype):
-        kept = tokens * config.hidden * dtype  # the encoder's output waits for its prompt
-        value, high = max(value, seen + kept), max(high, 2 * seen + kept)
-        return Figure(value, low, high, f"{tokens} tokens or the largest images a step, {fitted.SOURCE}")
-    return Figure(value, low, high, f"{tokens} tokens and {sequences} sequences a step, {fitted.SOURCE}")
+        held = tokens * config.hidden * dtype  # the encoder's output waits for its prompt
+        value, high = max(value, seen + held), max(high, 2 * seen + held)
+        source = f"{tokens} tokens or the largest images a step, {fitted.SOURCE}"
+    return Figure(value, low, high, source)
+
+
+def kept(config: ModelConfig, ranks: int, tokens: int, sequences: int, dtype: int) -> Figure:
+    """What torch holds beside weights and KV cache once the engine was under load: the buffers of its largest step, and the
+    sampler's, most of which vLLM makes after it has measured.
+    """
+    step = _step(config, ranks, tokens, dtype)
+    rows = fitted.KEPT_SEQUENCE * sequences + fitted.KEPT_ROW * min(sequences, fitted.KEPT_ROWS)
+    sampler = fitted.KEPT_BASE + int(config.vocab * rows)
+    if old_runner(config):
+        sampler += int(config.vocab * sequences * fitted.KEPT_OLD_RUNNER)
+    value, part = step + sampler, _bar(config)
+    high = int(step * (1 + part) + 1.3 * sampler) + fitted.KEPT_BASE
+    return Figure(value, int(step * (1 - part)) // 2 + sampler // 3, high, fitted.SOURCE)
 
 
 def logits(config: ModelConfig, sequences: int, bytes_each: float) -> int:
     """One row of the vocabulary for each sequence; gathered from all ranks."""
     return int(config.vocab * sequences * bytes_each)
+
+
+def old_runner(config: ModelConfig) -> bool:
+    """vLLM's first model runner: experts but for a few architectures, and layers with a state.
+
+    After `_is_default_v2_model_runner_model` of 0.26.
+    """
+    if any(block.attention.state for block in config.blocks):
+        return True
+    return config.architecture not in _NEW_RUNNER and any(block.mlp.experts for block in config.blocks)
+
+
+_NEW_RUNNER = frozenset({"DeepseekV2ForCausalLM", "GraniteMoeForCausalLM", "Qwen2MoeForCausalLM"})
+
+
+def _bar(config: ModelConfig) -> float:
+    """How far off a step may be."""
+    plain = config.known and not any(
+        block.mlp.experts or block.attention.latent or block.attention.state for block in config.blocks
+    )
+    return 0.15 if plain else 0.5
+
+
+def _step(config: ModelConfig, ranks: int, tokens: int, dtype: int) -> int:
+    return max((_layer(block, config.hidden, ranks) for block in config.blocks), default=0) * tokens * dtype
+
+
+def _compiling(config: ModelConfig, engine: Engine, ranks: int, tokens: int, dtype: int) -> int:
+    """What choosing kernels takes inside the profiling run of a first start.
+
+    vLLM compiles with `benchmark_combo_kernel`: Inductor times its kernels on random tensors as large as the real ones, and the
+    first kernel reads the whole embedding and writes the hidden states twice.
+    """
+    if not engine.cuda_graphs:
+        return 0
+    table = vocabulary_rows(config, ranks) * config.hidden
+    return (table + 2 * tokens * config.hidden) * dtype + fitted.COMPILE_BASE
+
+
+def _sampler(config: ModelConfig, sequences: int) -> int:
+    each = fitted.LOGIT_BYTES_OLD_RUNNER if old_runner(config) else fitted.LOGIT_BYTES
+    return logits(config, sequences, each)
 
 
 def _layer(block: Block, hidden: int, ranks: int) -> int:

@@ -22,26 +22,32 @@ MLP_WIDTHS = 3
 HIDDEN_WIDTHS = 3
 """Hidden states, residual and the output."""
 ACTIVATION_BASE = int(0.03 * GIB)
+COMPILE_BASE = int(0.01 * GIB)
 LOGIT_BYTES = 5.8
-"""Per sequence and word of the vocabulary: logits in 16 and in 32 bits."""
-LOGIT_BYTES_HIGH = 10.0
-"""vLLM 0.33 profiles the sampler with penalties and temperature too."""
-GRAPH_ESTIMATE = int(5.5 * MIB)
-"""What vLLM sets aside for each captured size, as far as two runs tell (0.1 and 0.45 GiB for 51 sizes)."""
-GRAPH_ESTIMATE_HIGH = int(9.5 * MIB)
+"""Per sequence and word of the vocabulary: logits in 16 bits and what sampling makes of them (second runner)."""
+LOGIT_BYTES_OLD_RUNNER = 14.0
+"""Logits in 16 and in 32 bits, probabilities and noise (first runner)."""
+LOGIT_BYTES_HIGH = 16.0
+GRAPH_BOOKED_BASE = int(0.1 * GIB)
+"""What the first runner sets aside for graphs: the largest of each kind as captured to see, 1 MiB at least for each other."""
+GRAPH_BOOKED = int(6 * MIB)
 
 # -------------------------------------------------------------------------------------------------- outside the share
 CONTEXT = int(0.49 * GIB)
 """CUDA context and cuBLAS handles, gone from free memory before vLLM's first snapshot."""
 GROUP_CONTEXT = int(1.24 * GIB)
 """NCCL, custom and symmetric-memory all-reduce, per rank of a group."""
-WARM_LOGIT_BYTES = 4
-"""Logits in 32 bits that the sampler's warm-up leaves in torch's cache, per sequence and word."""
-LOAD_GROWTH = 0.75
-"""Of an activation peak: what torch's cache grows by under load, from buffers of many sizes."""
-LOAD_GROWTH_MOST = int(1.6 * GIB)
-GRAPH_LAYER = MIB // 2
-"""What a captured graph really takes, per layer and size."""
+KEPT_BASE = int(0.15 * GIB)
+"""What torch holds of blocks too small or too scattered to be used again."""
+KEPT_SEQUENCE = 8.0
+"""Per sequence and word: counts for penalties (4 bytes and a bit), and what warming the sampler up leaves."""
+KEPT_ROW = 9.0
+KEPT_ROWS = 132
+"""The same for as many sequences as the card has multiprocessors: buffers of the sampler's kernels (H100, H200)."""
+KEPT_OLD_RUNNER = 6.0
+GRAPH_BASE = int(0.08 * GIB)
+GRAPH_LAYER = int(0.27 * MIB)
+"""What captured graphs really take, per layer and size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ _MISTRAL_24B = (5120, 32768, 40, 32, 8, 128, 131072)
 RUNS = (
     Run("Qwen3-8B eager", *_QWEN3_8B, share=83.88, weights=15.27, qk_norm=True, activation=0.84, kv_tokens=491_840,
         over_start=1.24, over_load=1.80),
-    Run("Qwen3-8B graphs", *_QWEN3_8B, share=83.88, weights=15.27, qk_norm=True, capture=512, kv_tokens=488_624,
+    Run("Qwen3-8B graphs", *_QWEN3_8B, share=83.88, weights=15.27, qk_norm=True, capture=512, activation=1.29, kv_tokens=488_624,
         over_start=1.79, over_load=2.17),
     Run("Llama-3.1-8B eager, fp8 KV", *_LLAMA_8B, share=83.88, weights=14.97, kv_bits=8, activation=0.88,
         kv_tokens=1_110_560, over_start=0.98, over_load=1.64),

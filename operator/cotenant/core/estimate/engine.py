@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from cotenant.core.estimate import calibration as fitted
-from cotenant.core.estimate.activation import activation, logits
+from cotenant.core.estimate.activation import activation, kept, old_runner
 from cotenant.core.estimate.figure import Figure, exact, within
 from cotenant.core.estimate.kvcache import KV_BITS, Cache, cache
 from cotenant.core.estimate.modelconfig import ModelConfig
@@ -90,11 +90,11 @@ def estimate(config: ModelConfig, engine: Engine, tensor_parallel: int = 1, taug
     dtype = 4 if engine.dtype in ("float32", "float") else 2
     tokens = engine.max_num_batched_tokens or LARGE.max_num_batched_tokens
     sequences = engine.max_num_seqs or LARGE.max_num_seqs
-    kept = cache(config, tensor_parallel, _kv_bits(config, engine, dtype), tokens)
+    blocks = cache(config, tensor_parallel, _kv_bits(config, engine, dtype), tokens)
     step = activation(config, engine, tensor_parallel, tokens, sequences, dtype)
     booked, real = _graphs(config, engine, sequences)
     context = _context(tensor_parallel)
-    overrun = _overrun(config, step, booked, real, sequences, tensor_parallel)
+    overrun = _overrun(context, kept(config, tensor_parallel, tokens, sequences, dtype), step, booked, real)
     return Estimate(
         weights=_weights(config, engine, tensor_parallel, dtype) if taught is None or taught.weights is None
         else exact(taught.weights, "measured at an earlier start"),
@@ -105,8 +105,10 @@ def estimate(config: ModelConfig, engine: Engine, tensor_parallel: int = 1, taug
         context=context,
         overrun=overrun if taught is None or taught.overrun is None
         else exact(taught.overrun, "measured at earlier starts"),
-        token_bytes=Figure(kept.token_bytes, kept.kept_bytes or kept.token_bytes, kept.token_bytes, _kv_source(config, kept)),
-        cache=kept,
+        token_bytes=Figure(
+            blocks.token_bytes, blocks.kept_bytes or blocks.token_bytes, blocks.token_bytes, _kv_source(config, blocks)
+        ),
+        cache=blocks,
         max_model_len=min(engine.max_model_len or config.max_position, config.max_position),
     )  # fmt: skip
 
@@ -163,14 +165,21 @@ def captured_sizes(largest: int) -> int:
 
 
 def _graphs(config: ModelConfig, engine: Engine, sequences: int) -> tuple[Figure, Figure]:
-    """What vLLM sets aside for graphs, and what they take."""
+    """What vLLM sets aside for graphs, and what they take.
+
+    The first runner captures the largest two of each kind to see; the second sets nothing aside in vLLM 0.26, and does the same
+    in later versions.
+    """
     if not engine.cuda_graphs:
         none = exact(0, "no CUDA graphs")
         return none, none
     sizes = captured_sizes(engine.max_capture_size or min(2 * sequences, 512))
     source = f"{sizes} captured sizes, {fitted.SOURCE}"
-    booked = Figure(sizes * fitted.GRAPH_ESTIMATE, sizes * 2**20, sizes * fitted.GRAPH_ESTIMATE_HIGH, source)
-    return booked, within(sizes * config.layers * fitted.GRAPH_LAYER, 0.4, source)
+    real = within(fitted.GRAPH_BASE + sizes * config.layers * fitted.GRAPH_LAYER, 0.4, source)
+    if not old_runner(config):
+        return Figure(0, 0, real.high, "vLLM 0.26 sets nothing aside with this runner; later versions do"), real
+    booked = fitted.GRAPH_BOOKED_BASE + sizes * fitted.GRAPH_BOOKED
+    return within(booked, 0.6, source), real
 
 
 def _context(ranks: int) -> Figure:
@@ -178,18 +187,11 @@ def _context(ranks: int) -> Figure:
     return within(value, 0.2 if ranks <= 2 else 0.6, f"{ranks} rank{'s' if ranks > 1 else ''}, {fitted.SOURCE}")
 
 
-def _overrun(config: ModelConfig, step: Figure, booked: Figure, real: Figure, sequences: int, ranks: int) -> Figure:
-    """Context, what the sampler leaves, what torch's cache grows by under load, and graphs beyond what was set aside."""
-    context = _context(ranks)
-    sampler = logits(config, sequences, fitted.WARM_LOGIT_BYTES)
-    growth = min(int(step.value * fitted.LOAD_GROWTH), fitted.LOAD_GROWTH_MOST)
-    graphs = max(0, real.value - booked.value)
-    value = context.value + sampler + growth + graphs
-    low = context.low + sampler // 2
-    high = (
-        context.high
-        + sampler
-        + min(int(step.high * 1.1), fitted.LOAD_GROWTH_MOST * 3 // 2)
-        + max(0, real.high - booked.low)
+def _overrun(context: Figure, held: Figure, step: Figure, booked: Figure, real: Figure) -> Figure:
+    """Context, what torch holds and graphs, less what vLLM set aside for them. Below 0: it set aside more than it needs."""
+    return Figure(
+        context.value + held.value + real.value - step.value - booked.value,
+        context.low + held.low + real.low - step.high - booked.high,
+        context.high + held.high + real.high - step.low - booked.low,
+        fitted.SOURCE,
     )
-    return Figure(value, low, high, fitted.SOURCE)
