@@ -63,6 +63,9 @@ class Model:
 
     def _places(self) -> None:
         board = self.board
+        for r, home in enumerate(board.home):
+            if home and not board.spot[r] and board.runs[r]:
+                self.back[r] = self.model.new_bool_var(f"back{r}")
         for w, total in enumerate(self.total):
             if not total:
                 continue
@@ -80,14 +83,22 @@ class Model:
                 if size > 1 and across and len(board.host_gpus[host]) >= size:
                     self._place(w, "host", host, list(board.host_gpus[host]), total)
             if apart:
-                for g in range(len(board.uuid)):
-                    ranks = [v for how in ("island", "host") if (v := self.rank.get((w, how, g))) is not None]
-                    pinned = [self.stay.get(r, 1) for r in board.tenants[g] if board.owner[r] == w]
-                    if ranks:
-                        self.model.add(sum(ranks) + sum(pinned) <= 1)
-        for r, home in enumerate(board.home):
-            if home and not board.spot[r] and board.runs[r]:
-                self.back[r] = self.model.new_bool_var(f"back{r}")
+                self._keep_apart(w)
+
+    def _keep_apart(self, w: int) -> None:
+        """At most one replica of `w` on each GPU."""
+        board = self.board
+        backs: dict[int, list[Var]] = {}
+        for r, back in self.back.items():
+            if board.owner[r] == w:
+                for g in board.home[r]:
+                    backs.setdefault(g, []).append(back)
+        for g in range(len(board.uuid)):
+            ranks = [v for how in ("island", "host") if (v := self.rank.get((w, how, g))) is not None]
+            coming = ranks + backs.get(g, [])
+            pinned = [self.stay.get(r, 1) for r in board.tenants[g] if board.owner[r] == w]
+            if coming:
+                self.model.add(sum(coming) + sum(pinned) <= 1)
 
     def _place(self, w: int, how: str, number: int, gpus: list[int], total: int) -> None:
         most = min(total, self.problem.max_tenants * len(gpus) // self.board.size[w])
@@ -240,6 +251,18 @@ class Model:
         self.model.clear_hints()
         for variable, value in {v.index: (v, n) for v, n in values}.values():
             self.model.add_hint(variable, value)
+
+    def place_all(self, seconds: float) -> tuple[list[Place], bool]:
+        """(placements of everything with the fewest moves, or none where that cannot be; whether that is proven)."""
+        for w, placed in enumerate(self.placed):
+            self.model.add(
+                placed == len(self.free[w]) + sum(1 - self.stay[r] for r in self.stay if self.board.owner[r] == w)
+            )
+        if self.back or self.stay:
+            self.model.maximize(sum(self.back.values()) + sum(self.stay.values()))
+        solver, status = self._run(seconds)
+        found = status in (cp_model.OPTIMAL, cp_model.FEASIBLE)
+        return self._read(solver) if found else [], status in (cp_model.OPTIMAL, cp_model.INFEASIBLE)
 
     def solve(self, seconds: float) -> tuple[list[Place], bool]:
         """(placements, whether both steps are proven)."""

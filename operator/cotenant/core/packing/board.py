@@ -169,26 +169,35 @@ class Board:
     # ------------------------------------------------------------------------------------------------------- acting
     def place(self, r: int, spot: Spot) -> None:
         """Put an unplaced replica on these GPUs; asks nothing."""
+        for g in spot:
+            self.index.forget(g)
+        self.settle(r, spot)
+        self.index.host_changed(self.host[spot[0]])
+        for g in spot:
+            self.index.learn(g)
+
+    def settle(self, r: int, spot: Spot) -> None:
+        """The same while the index is not built."""
         w = self.owner[r]
         host = self.host[spot[0]]
         share, overrun = self.demand[w][self.host_kind[host]] or (0, 0)
+        headroom = self.headroom[w]
         for g in spot:
-            self.index.forget(g)
-            if not self.tenants[g]:
+            tenants = self.tenants[g]
+            if not tenants:
                 self._open(g)
             left = self.promise[g]
             self.lumps += ((left - share) >> 20) ** 2 - (left >> 20) ** 2
             self.promise[g] = left - share
             self.real[g] -= share + overrun
-            self.tenants[g].append(r)
+            tenants.append(r)
             self.models[g].append(w)
-            kept = self.memory[g] * self.headroom[w] // SCALE
-            if kept > self.kept[g]:
-                self.kept[g] = kept
+            if headroom:
+                kept = self.memory[g] * headroom // SCALE
+                if kept > self.kept[g]:
+                    self.kept[g] = kept
         self.spot[r] = spot
         self._account(r, w, host, spot, 1)
-        for g in spot:
-            self.index.learn(g)
 
     def remove(self, r: int) -> Spot:
         """Take a placed replica away; returns where it was."""
@@ -209,6 +218,7 @@ class Board:
             if not self.tenants[g]:
                 self._close(g)
         self._account(r, w, host, spot, -1)
+        self.index.host_changed(host)
         self.spot[r] = ()
         for g in spot:
             self.index.learn(g)
@@ -238,7 +248,6 @@ class Board:
             self.splits += sign
         if self.runs[r] and spot == self.home[r]:
             self.moves -= sign
-        self.index.host_changed(host)
 
     # ------------------------------------------------------------------------------------------------------ judging
     def unplaced(self) -> list[int]:

@@ -6,7 +6,7 @@ Everything left out (CPU, nodes, islands, replicas apart over nodes) can only ma
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import gcd
 
@@ -14,8 +14,13 @@ from cotenant.core.packing.board import Board
 from cotenant.core.packing.columns import PRICE_SCALE, BinClass, Column, Item, Solution, solve
 from cotenant.core.share import SCALE
 
-MAX_ITEMS = 90
-"""Kinds of items the LP takes; beyond that sizes are rounded down, which keeps the bound true and weakens it."""
+MAX_ROWS = 48
+"""Rows of the LP: items of near sizes share one, their prices in proportion to their sizes."""
+MAX_ITEMS = 400
+"""Kinds of items the LP takes; beyond that near sizes are rounded down, which keeps the bound true and weakens it."""
+Sizes = tuple[tuple[int, int] | None, ...]
+"""By class: a rank's share, and its share + overrun; None where it may not go."""
+
 MAX_CLASSES = 12
 """Kinds of GPUs the LP takes; beyond that the partly used ones are taken for larger than they are."""
 
@@ -44,45 +49,51 @@ class Relaxation:
         least = min((board.headroom[w] for w in counts), default=0)
         self.whole = whole
         self.classes, self.class_kind, self.class_island, self.gpu_class = _classes(board, least, whole)
-        step = 0
-        while True:
-            self._collect(board, counts, step)
-            if len(self.items) <= MAX_ITEMS or step > 8:
-                break
-            step += 1
-        self.rounded = step > 0
+        asked = self._asked(board, counts)
+        self._collect(board, counts, asked)
+        self.rounded = len(self.items) < len(asked)
+        self.item_of = {w: i for i, workloads in enumerate(self.workloads) for w in workloads}
         self.solution: Solution | None = None
         self.costs = sorted({c.cost for c in self.classes if c.cost})
 
-    def _collect(self, board: Board, counts: dict[int, int], step: int) -> None:
-        groups: dict[tuple[tuple[int, int] | None, ...], list[int]] = {}
+    def _asked(self, board: Board, counts: dict[int, int]) -> dict[Sizes, list[int]]:
+        """Workloads by what a rank of theirs takes of each class."""
+        asked: dict[Sizes, list[int]] = {}
         for w in counts:
             size = board.size[w]
             sizes = tuple(
-                _size(board.demand[w], kind, step) if size <= island or not self.whole else None
+                (need[0], need[0] + need[1])
+                if (need := board.demand[w][kind]) and (size <= island or not self.whole) else None
                 for kind, island in zip(self.class_kind, self.class_island, strict=True)
-            )
-            groups.setdefault(sizes, []).append(w)
-        self.items, self.workloads = [], []
-        for sizes, workloads in sorted(groups.items(), key=lambda g: min(g[1])):
-            count = sum(counts[w] * board.size[w] for w in workloads)
-            most = sum(1 if board.apart[w] else counts[w] for w in workloads)
-            self.items.append(Item(count, most, sizes))
-            self.workloads.append(workloads)
+            )  # fmt: skip
+            asked.setdefault(sizes, []).append(w)
+        return asked
 
-    def solve(self, board: Board, free: list[int], steps: int, keep_going: Callable[[], bool]) -> None:
+    def _collect(self, board: Board, counts: dict[int, int], asked: dict[Sizes, list[int]]) -> None:
+        ranks = {sizes: sum(counts[w] * board.size[w] for w in workloads) for sizes, workloads in asked.items()}
+        found: dict[Sizes, Item] = {}
+        for sizes, alike in _rounded_down(ranks, MAX_ITEMS):
+            workloads = sorted(w for a in alike for w in asked[a])
+            most = sum(1 if board.apart[w] else counts[w] for w in workloads)
+            found[sizes] = Item(sum(ranks[a] for a in alike), most, sizes, 0)
+            self.workloads.append(workloads)
+        for row, (floor, alike) in enumerate(_rounded_down({s: i.count for s, i in found.items()}, MAX_ROWS)):
+            least = max(1, sum(need[1] for need in floor if need))
+            for sizes in alike:
+                weight = sum(need[1] for need in sizes if need) / least
+                found[sizes] = replace(found[sizes], row=row, weight=weight)
+        self.items += found.values()
+
+    def solve(self, board: Board, free: list[int], spend: Callable[[int], bool]) -> None:
         """Find the best prices the LP can, from what the GPUs hold now; without it the bound is by volume."""
-        self.solution = solve(
-            self.items, self.classes, self._held(board, free), self._volume_prices(), steps, keep_going
-        )
+        self.solution = solve(self.items, self.classes, self._held(board, free), self._volume_prices(), spend)
 
     def _held(self, board: Board, free: list[int]) -> list[Column]:
-        item_of = {w: i for i, workloads in enumerate(self.workloads) for w in workloads}
         holds: dict[int, dict[int, int]] = {}
         for r in free:
             for g in board.spot[r]:
                 there = holds.setdefault(g, {})
-                item = item_of[board.owner[r]]
+                item = self.item_of[board.owner[r]]
                 there[item] = there.get(item, 0) + 1
         return [
             Column(self.gpu_class[g], tuple(sorted(there.items())))
@@ -99,6 +110,11 @@ class Relaxation:
         if not unplaced and len([c for c in self.classes if c.supply]) == 1 and self.classes[0].cost:
             found.append(Bound(self.base + self._l2() * self.classes[0].cost, "L2"))
         return max(found, key=lambda b: b.cost)
+
+    def worth(self, workloads: int) -> list[int]:
+        """By workload: what a rank of it is worth, in cost units / PRICE_SCALE; 0 for what is not free."""
+        prices = self.solution.prices if self.solution else self._volume_prices()
+        return [prices[self.item_of[w]] if w in self.item_of else 0 for w in range(workloads)]
 
     def _volume_prices(self) -> list[int]:
         prices = []
@@ -150,9 +166,15 @@ class Relaxation:
         sizes = sorted((s[at], item.count) for item in self.items if (s := item.sizes[0]))
         return max((_l2_at(sizes, capacity, a) for a in {0, *(s for s, _ in sizes if 2 * s <= capacity)}), default=0)
 
-    def columns(self) -> list[tuple[Column, float]]:
-        """What the LP would fill GPUs with, and how many GPUs so."""
-        return list(self.solution.use) if self.solution else []
+    def quotas(self) -> list[dict[int, float]]:
+        """Per row of the LP: how much of it (ranks by their weights) lies on each kind of host."""
+        found: list[dict[int, float]] = [{} for _ in self.items]
+        for column, times in self.solution.use if self.solution else ():
+            kind = self.class_kind[column.of]
+            for number, count in column.holds:
+                item = self.items[number]
+                found[item.row][kind] = found[item.row].get(kind, 0.0) + count * item.weight * times
+        return found
 
 
 def _l2_at(sizes: list[tuple[int, int]], capacity: int, least: int) -> int:
@@ -168,14 +190,39 @@ def _l2_at(sizes: list[tuple[int, int]], capacity: int, least: int) -> int:
     return large + medium + max(0, -(-(small - room) // capacity))
 
 
-def _size(demands: tuple[tuple[int, int] | None, ...], kind: int, step: int) -> tuple[int, int] | None:
-    need = demands[kind]
-    if need is None or not step:
-        return None if need is None else (need[0], need[0] + need[1])
-    keep = 7 - step
-    drop = max(0, need[0].bit_length() - max(1, keep))
-    share = need[0] >> drop << drop
-    return (share, share + need[1])
+def _rounded_down(ranks: dict[Sizes, int], most: int) -> list[tuple[Sizes, list[Sizes]]]:
+    """At most about this many sizes, those that were near each taken for the smallest of them; and which were."""
+    order = sorted(ranks, key=lambda s: ([n is None for n in s], sum(n[1] for n in s if n), repr(s)))
+
+    def grouped(bearable: int) -> list[tuple[Sizes, list[Sizes]]]:
+        groups: list[tuple[Sizes, list[Sizes]]] = []
+        lost = 0
+        for sizes in order:
+            if groups and [n is None for n in sizes] == [n is None for n in groups[-1][0]]:
+                floor, alike = groups[-1]
+                lower = tuple(
+                    (min(a[0], b[0]), min(a[1], b[1])) if a and b else None for a, b in zip(floor, sizes, strict=True)
+                )
+                lost += _excess(sizes, lower) * ranks[sizes] + _excess(floor, lower) * sum(ranks[a] for a in alike)
+                if lost <= bearable:
+                    groups[-1] = (lower, [*alike, sizes])
+                    continue
+            groups.append((sizes, [sizes]))
+            lost = 0
+        return groups
+
+    low, high = 0, max(1, sum(_excess(s, tuple(None for _ in s)) * n for s, n in ranks.items()))
+    if len(order) <= most:
+        high = 0
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(grouped(middle)) <= most else (middle + 1, high)
+    return grouped(high)
+
+
+def _excess(sizes: Sizes, floor: Sizes) -> int:
+    """Bytes more than that, over all classes."""
+    return sum(a[0] - (b[0] if b else 0) + a[1] - (b[1] if b else 0) for a, b in zip(sizes, floor, strict=True) if a)
 
 
 def _classes(board: Board, least: int, whole: bool) -> tuple[list[BinClass], list[int], list[int], list[int]]:

@@ -8,16 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import nsmallest
 
 PRICE_SCALE = 1 << 24
 """Prices are whole multiples of this part of a cost unit."""
 MAX_NODES = 4_000
 """Nodes of one pricing search; beyond that its upper bound is used, which is true and weaker."""
+NODES_A_STEP = 40
+"""So many nodes take as long as one placement."""
+PIVOTED_A_STEP = 100
+"""Entries of the inverse: sixteen pivots of so many take as long as one placement."""
 TOLERANCE = PRICE_SCALE // 2000
 """Columns that would better a GPU's cost by less than this part of it are not worth looking for."""
+PRECISION = 1000
+"""What a configuration is worth is known to this part of it: to know it better takes many times the nodes."""
+LAST_LOOK = 8
+"""Times as many nodes and as precise when the best prices are judged at last."""
+CLOSE = 0.003
+"""The bound is good enough when it is so near to the LP's own value."""
+GAIN = 5000
+"""A bound that is better by less than this part is not worth another round."""
 SMOOTHING = 70
 """Percent of the best prices so far in those that are tried next."""
 EPSILON = 1e-7
+CANDIDATES = 40
+"""Columns of the pool that are priced at every pivot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +44,9 @@ class Item:
     """How many of them one GPU may hold at once (replicas apart)."""
     sizes: tuple[tuple[int, int] | None, ...]
     """By class: share, and share + overrun; None where it may not go."""
+    row: int
+    """Items of one row of the LP have prices in proportion to their weights."""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +94,10 @@ class Pricing:
         self.capacity = of.real if by_real else of.promise
         self.weight = {o[0]: max(1, o[2] if by_real else o[1]) for o in self.offers}
 
-    def best(self, values: list[int], least: int, nodes: int) -> tuple[int, list[tuple[tuple[int, int], ...]]]:
-        """(no configuration is worth more than this, those found that are worth more than `least`, best last)."""
+    def best(
+        self, values: list[int], least: int, nodes: int, precision: int = PRECISION
+    ) -> tuple[int, list[tuple[tuple[int, int], ...]], int]:
+        """(no configuration is worth more than this, those found worth more than `least`, best last; nodes taken)."""
         weight = self.weight
         choices = [(values[o[0]], weight[o[0]], o[1], o[2], o[3], o[0]) for o in self.offers if values[o[0]] > 0]
         choices.sort(key=lambda c: (-c[0] / c[1], -c[1], c[5]))
@@ -85,6 +105,7 @@ class Pricing:
         found: list[tuple[tuple[int, int], ...]] = []
         holds: list[tuple[int, int]] = []
         best, left = least, nodes
+        slack = least // precision
 
         def limit(at: int, room: int) -> int:
             total = 0
@@ -105,7 +126,7 @@ class Pricing:
                 found.append(tuple(holds))
             if left < 0 or not seats:
                 return
-            while at < count and worth + limit(at, room) > best:
+            while at < count and worth + limit(at, room) > best + slack:
                 value, heavy, share, more, most, item = choices[at]
                 at += 1
                 top = min(most, seats, promise // share if share else most, real // more if more else most)
@@ -119,18 +140,19 @@ class Pricing:
 
         top = limit(0, self.capacity)
         descend(0, 0, self.capacity, self.of.promise, self.of.real, self.of.tenants)
-        return (best if left >= 0 else max(best, top)), found
+        return (best + slack if left >= 0 else max(best, top)), found, nodes - max(0, left)
 
 
 def solve(
     items: list[Item],
     classes: list[BinClass],
-    pool: list[Column],
+    start: list[Column],
     guess: list[int],
-    steps: int,
-    keep_going: Callable[[], bool],
+    spend: Callable[[int], bool],
 ) -> Solution:
-    """Column generation from the columns of `pool` until none helps, the steps are spent or the caller says stop.
+    """Column generation from the columns of `start` until none helps or `spend` says stop.
+
+    `spend` is told of work done, in placements' worth.
 
     Prices are a mean of the LP's and the best so far (Wentges 1997), `guess` being the first: raw ones swing too much.
     """
@@ -139,39 +161,63 @@ def solve(
         Pricing(of, [(i, s[0], s[1], item.most) for i, item in enumerate(items) if (s := item.sizes[c]) is not None])
         for c, of in enumerate(classes)
     ]
-    pool = list(dict.fromkeys(pool))
-    known = set(pool)
+    known = dict.fromkeys(start)
+    pool = [lp.activity(column) for column in known]
     best, prices, best_supply, complete = -1, guess, [0] * len(classes), False
     calm = SMOOTHING
-    for _ in range(steps):
-        lp.pivot(pool, keep_going)
-        raw = [max(0, int(y * PRICE_SCALE)) for y in lp.duals[: len(items)]]
+    room = max(1, sum(of.supply * of.promise for of in classes))
+    nodes_for = [MAX_NODES // 10 + MAX_NODES * of.supply * of.promise // room for of in classes]
+    while True:
+        lp.pivot(pool, spend)
+        raw = [max(0, int(lp.duals[item.row] * item.weight * PRICE_SCALE)) for item in items]
         values = [(v * (100 - calm) + p * calm) // 100 for v, p in zip(raw, prices, strict=True)]
         total = sum(v * item.count for v, item in zip(values, items, strict=True))
-        added, supply = 0, []
+        added, work, supply = 0, 0, []
         for c, of in enumerate(classes):
-            dual = max(0, int(-lp.duals[len(items) + c] * PRICE_SCALE))
+            dual = max(0, int(-lp.duals[lp.first_class + c] * PRICE_SCALE))
             enough = of.cost * PRICE_SCALE + (dual * (100 - calm) + best_supply[c] * calm) // 100
-            worth, found = pricings[c].best(values, enough + max(of.cost, 1) * TOLERANCE, MAX_NODES)
+            worth, found, nodes = pricings[c].best(values, enough + max(of.cost, 1) * TOLERANCE, nodes_for[c])
+            work += 1 + nodes // NODES_A_STEP
             supply.append(max(0, worth - of.cost * PRICE_SCALE))
             total -= supply[-1] * of.supply
             for holds in found[-4:]:
                 column = Column(c, tuple(sorted(holds)))
                 if column not in known:
-                    known.add(column)
-                    pool.append(column)
-                    added += lp.reduced(column) < -EPSILON
-        better = total > best
-        if better:
+                    known[column] = None
+                    pool.append(lp.activity(column))
+                    added += lp.reduced(pool[-1]) < -EPSILON
+        better = total > best + best // GAIN
+        if total > best:
             best, prices, best_supply = total, values, supply
         if not added and not calm:
             complete = True
             break
+        if lp.value() - best / PRICE_SCALE <= CLOSE * lp.value():
+            complete = True
+            break
         # when the mean finds nothing the LP lacks, its own prices must be asked
         calm = SMOOTHING if added else 0 if not better else calm
-        if not keep_going():
+        if not spend(work):
             break
+    if complete:
+        # the best prices judged once more, without what saved time on the way
+        total = sum(v * item.count for v, item in zip(prices, items, strict=True))
+        for c, of in enumerate(classes):
+            enough = of.cost * PRICE_SCALE + best_supply[c]
+            worth, _, nodes = pricings[c].best(prices, enough, LAST_LOOK * nodes_for[c], LAST_LOOK * PRECISION)
+            total -= max(0, worth - of.cost * PRICE_SCALE) * of.supply
+            spend(nodes // NODES_A_STEP)
+        best = max(best, total)
     return Solution(max(0, best), tuple(prices), tuple(lp.use()), complete)
+
+
+@dataclass(frozen=True, slots=True)
+class _Activity:
+    """A column as the LP sees it: its cost and its entries in the rows of items; the class has a row of its own."""
+
+    column: Column
+    cost: float
+    entries: tuple[tuple[int, float], ...]
 
 
 class _Simplex:
@@ -179,39 +225,59 @@ class _Simplex:
 
     def __init__(self, items: list[Item], classes: list[BinClass]) -> None:
         self.items, self.classes = items, classes
-        self.rows = len(items) + len(classes)
+        self.first_class = 1 + max((item.row for item in items), default=-1)
+        self.rows = self.first_class + len(classes)
         dearest = max((c.cost for c in classes), default=1)
         # to leave a rank out is allowed at a price no plan would pay, so that there is always a solution
         self.penalty = 1000.0 * max(1, dearest)
-        self.costs = [self.penalty] * len(items) + [0.0] * len(classes)
+        self.costs = [self.penalty] * self.first_class + [0.0] * len(classes)
         self.basis: list[Column | None] = [None] * self.rows
         self.inverse = [[1.0 if i == j else 0.0 for j in range(self.rows)] for i in range(self.rows)]
         self.duals = [0.0] * self.rows
-        self.values = [float(i.count) for i in items] + [float(c.supply) for c in classes]
+        asked = [0.0] * self.first_class
+        for item in items:
+            asked[item.row] += item.count * item.weight
+        self.values = asked + [float(c.supply) for c in classes]
+        # a column that holds nothing is a GPU left closed
+        self.closed = [self.activity(Column(c, ())) for c in range(len(classes))]
 
-    def pivot(self, pool: list[Column], keep_going: Callable[[], bool]) -> None:
+    def activity(self, column: Column) -> _Activity:
+        """The column in rows."""
+        rows: dict[int, float] = {}
+        for i, n in column.holds:
+            rows[self.items[i].row] = rows.get(self.items[i].row, 0.0) + n * self.items[i].weight
+        cost = float(self.classes[column.of].cost) if column.holds else 0.0
+        return _Activity(column, cost, (*rows.items(), (self.first_class + column.of, 1.0)))
+
+    def pivot(self, pool: list[_Activity], spend: Callable[[int], bool]) -> None:
         """Bring in columns of the pool until none helps."""
         self._refresh()
-        for count in range(4 * self.rows):
-            entering, least = None, -EPSILON
-            for column in pool:
-                reduced = self.reduced(column)
-                if reduced < least:
-                    entering, least = column, reduced
-            for c in range(len(self.classes)):
-                if -self.duals[len(self.items) + c] < least:
-                    entering, least = Column(c, ()), -self.duals[len(self.items) + c]
-            if entering is None or not self._enter(entering, least):
-                return
-            if count % 16 == 15 and not keep_going():
+        count = 0
+        while True:
+            before, everything = count, [*self.closed, *pool]
+            found = [(reduced, at) for at, a in enumerate(everything) if (reduced := self.reduced(a)) < -EPSILON]
+            # the whole pool is looked at once in a while, in between only those that promised most
+            near = [everything[at] for _, at in nsmallest(CANDIDATES, found)]
+            while near and count < 4 * self.rows:
+                worth = [self.reduced(a) for a in near]
+                least = min(worth)
+                if least >= -EPSILON or not self._enter(near[worth.index(least)], least):
+                    break
+                count += 1
+                if count % 16 == 0 and not spend(self.rows * self.rows // PIVOTED_A_STEP):
+                    return
+            if count == before:
                 return
 
-    def reduced(self, column: Column) -> float:
+    def value(self) -> float:
+        """What the solution costs."""
+        return sum([c * v for c, v in zip(self.costs, self.values, strict=True)])
+
+    def reduced(self, activity: _Activity) -> float:
         """What one more of it would change the cost by."""
-        duals = self.duals
-        total = float(self.classes[column.of].cost) - duals[len(self.items) + column.of]
-        for i, n in column.holds:
-            total -= duals[i] * n
+        duals, total = self.duals, activity.cost
+        for row, n in activity.entries:
+            total -= duals[row] * n
         return total
 
     def _refresh(self) -> None:
@@ -222,9 +288,9 @@ class _Simplex:
                 prices = [p + cost * x for p, x in zip(prices, row, strict=True)]
         self.duals = prices
 
-    def _enter(self, column: Column, reduced: float) -> bool:
+    def _enter(self, activity: _Activity, reduced: float) -> bool:
         """Bring a column into the basis; False when nothing leaves (it cannot happen in exact arithmetic)."""
-        entries = [*column.holds, (len(self.items) + column.of, 1)]
+        entries = activity.entries
         direction = [sum([row[i] * n for i, n in entries]) for row in self.inverse]
         leaving, ratio = -1, 0.0
         for i, d in enumerate(direction):
@@ -242,9 +308,8 @@ class _Simplex:
                 self.inverse[i] = [o - d * x for o, x in zip(self.inverse[i], row, strict=True)]
                 self.values[i] = max(0.0, self.values[i] - d * ratio)
         self.values[leaving] = ratio
-        self.basis[leaving] = column
-        # a column that holds nothing is a GPU left closed
-        self.costs[leaving] = float(self.classes[column.of].cost) if column.holds else 0.0
+        self.basis[leaving] = activity.column
+        self.costs[leaving] = activity.cost
         self.duals = [y + reduced * x for y, x in zip(self.duals, row, strict=True)]
         return True
 

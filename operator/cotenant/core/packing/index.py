@@ -20,6 +20,10 @@ BIG_ISLAND = 4
 """Islands of this many GPUs are kept closed to single-GPU replicas while another GPU will do."""
 
 
+PARTS = 1 << 10
+"""What part of a GPU a share is, is counted in these."""
+
+
 def _never() -> bool:
     return False
 
@@ -39,6 +43,11 @@ class Index:
         self.usable = [self._is_usable(h) for h in range(len(board.hosts))]
         self.open: list[list[int]] = [[] for _ in range(kinds)]
         """Per kind: room * count + GPU, of GPUs that cost nothing more to use."""
+        self.largest = [1] * kinds
+        """Per kind: the largest GPU's memory."""
+        for g, host in enumerate(board.host):
+            kind = board.host_kind[host]
+            self.largest[kind] = max(self.largest[kind], board.memory[g])
         self.code = [-1] * len(board.uuid)
         self._build_cells()
         self.domains = [_Domains(board, whole) for whole in (False, True)]
@@ -169,19 +178,25 @@ class Index:
             self._rank(self.cell[g])
 
     # ------------------------------------------------------------------------------------------------------- asking
-    def spot(self, w: int, skip: Skip = _never, by_share: bool = False) -> Spot:
-        """The best GPUs for one replica of `w`, or () when it fits nowhere."""
+    def spot(self, w: int, skip: Skip = _never, by_share: bool = False, only: int | None = None) -> Spot:
+        """The best GPUs for one replica of `w` (on hosts of kind `only`), or () when it fits nowhere."""
         if self.board.size[w] == 1:
-            return self.one(w, skip, by_share)
-        return self.group(w, skip)
+            return self.one(w, skip, by_share, only)
+        return self.group(w, skip, by_share, only)
 
-    def one(self, w: int, skip: Skip = _never, by_share: bool = False) -> Spot:
+    def _needs(self, w: int, only: int | None) -> list[tuple[int, tuple[int, int]]]:
+        """(kind of hosts, what a rank needs there)."""
+        demand = self.board.demand[w]
+        if only is not None:
+            return [(only, need)] if (need := demand[only]) else []
+        return [(kind, need) for kind, need in enumerate(demand) if need]
+
+    def one(self, w: int, skip: Skip = _never, by_share: bool = False, only: int | None = None) -> Spot:
         """The open GPU that is left with the least, else the cheapest clean one."""
         board = self.board
+        needs = self._needs(w, only)
         best, best_score = -1, 0
-        for kind, need in enumerate(board.demand[w]):
-            if need is None:
-                continue
+        for kind, need in needs:
             pool = self.open[kind]
             for at in range(bisect_left(pool, need[0] * self.count), len(pool)):
                 room, g = divmod(pool[at], self.count)
@@ -191,21 +206,21 @@ class Index:
                     if best < 0 or score < best_score:
                         best, best_score = g, score
                     break
-        return (best,) if best >= 0 else self._clean_one(w)
+        return (best,) if best >= 0 else self._clean_one(w, needs, by_share)
 
-    def _clean_one(self, w: int) -> Spot:
+    def _clean_one(self, w: int, needs: list[tuple[int, tuple[int, int]]], by_share: bool) -> Spot:
         board = self.board
+        shunned = board.avoid.get(w, frozenset()) if board.avoid else frozenset()
         best: tuple[int, int, int, int] | None = None
-        for kind, need in enumerate(board.demand[w]):
-            if need is None:
-                continue
+        for kind, need in needs:
             for number in self.classes_of[kind]:
                 _, price, memory, ranked = self.classes[number]
-                if best is not None and price > best[0]:
+                if by_share:
+                    price = price * need[0] * PARTS // max(1, memory)
+                elif best is not None and price > best[0]:
                     break
                 for code in ranked:
                     rank, cell = divmod(code, len(self.clean))
-                    shunned = board.avoid.get(w, frozenset()) if board.avoid else frozenset()
                     g = next((other for other in self.clean[cell] if other not in shunned), -1)
                     if g < 0 or not board.host_fits(w, board.host[g]):
                         continue
@@ -215,10 +230,11 @@ class Index:
                     break
         return (best[3],) if best else ()
 
-    def group(self, w: int, skip: Skip = _never) -> Spot:
+    def group(self, w: int, skip: Skip = _never, by_share: bool = False, only: int | None = None) -> Spot:
         """The best GPUs for a tensor parallel group: one island, cheapest, tightest; else across islands of a host."""
+        needs = self._needs(w, only)
         for domains in self.domains[: 1 if self.board.workloads[w].same_island else 2]:
-            found = domains.best(w, skip)
+            found = domains.best(w, skip, needs, by_share)
             if found:
                 return found
         return ()
@@ -277,7 +293,7 @@ class _Domains:
         self.signature[number] = signature
         insort(bucket.setdefault(signature, []), number)
 
-    def best(self, w: int, skip: Skip) -> Spot:
+    def best(self, w: int, skip: Skip, needs: list[tuple[int, tuple[int, int]]], by_share: bool) -> Spot:
         """The best GPUs of the best domain, or ()."""
         board = self.board
         if self.members is None:
@@ -288,17 +304,16 @@ class _Domains:
         self.dirty.clear()
         size = board.size[w]
         scored: list[tuple[Score, int, Signature]] = []
-        for kind, need in enumerate(board.demand[w]):
-            if need is None:
-                continue
+        for kind, need in needs:
             memo = self.memo.setdefault((kind, need[0], size), {})
+            part = need[0] * PARTS // board.index.largest[kind] if by_share else 1
             for signature in self.buckets[kind]:
                 if signature in memo:
                     score = memo[signature]
                 else:
                     score = memo[signature] = _score(signature, need[0], size)
                 if score is not None:
-                    scored.append((score, kind, signature))
+                    scored.append(((score[0] * part, *score[1:]), kind, signature))
         if not scored:
             return ()
         first = min(scored)

@@ -27,6 +27,7 @@ from cotenant.core.packing.problem import (
     Unplaced,
     Workload,
 )
+from cotenant.core.packing.quota import by_quota
 from cotenant.core.packing.search import Effort, Search
 from cotenant.core.packing.whynot import Survey, why_not
 
@@ -40,6 +41,9 @@ EXACT_NODES = 3000
 """Nodes of the proof that everything fits without a move, about a second at the most."""
 REPAIR_STEPS = 1500
 """Placements tried to place more without a move where the proof is out of reach."""
+
+LP_PART = 3
+"""What part of the effort the bound may take."""
 
 MAX_ADVISED = 20
 """Unplaced workloads for which a move is looked for; the others are told what binds."""
@@ -62,6 +66,8 @@ def pack(problem: Problem, keep_going: Callable[[], bool] | None = None) -> Plan
     # what an over-committed GPU gave up was a choice: with another one the least cost may be another
     if problem.iterations and not any(board.runs[r] and board.home[r] for r in free):
         relaxation = relax(board, search, whole=not board.splits)
+        search.worth = relaxation.worth(len(board.workloads))
+        by_quota(search, relaxation)
     room = MakingRoom(search)
     if search.unplaced and problem.moves:
         room.run()
@@ -81,7 +87,9 @@ def relax(board: Board, search: Search, whole: bool) -> Relaxation:
         search.take(r)
     relaxation = Relaxation(board, search.free, whole)
     search.restore(spots)
-    relaxation.solve(board, search.free, 1000, lambda: search.effort.spend(10))
+    budget = Effort(search.effort.limit // LP_PART, search.effort.keep_going)
+    relaxation.solve(board, search.free, budget.spend)
+    search.effort.spend(budget.spent)
     return relaxation
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from operator import attrgetter
 
 from cotenant.core.packing.board import Board, Spot
 from cotenant.core.packing.problem import Running
@@ -16,7 +17,7 @@ def pin(board: Board) -> None:
     names = {w.key: n for n, w in enumerate(board.workloads)}
     hosts = {h.name: n for n, h in enumerate(board.hosts)}
     gpus = [{board.uuid[g]: g for g in span} for span in board.host_gpus]
-    for running in sorted(board.problem.running, key=lambda r: (r.workload, r.replica, r.host, r.gpus)):
+    for running in sorted(board.problem.running, key=attrgetter("workload", "replica", "host", "gpus")):
         r = board.replica(running, names)
         if r is None or board.runs[r]:
             continue
@@ -28,7 +29,7 @@ def pin(board: Board) -> None:
             board.home[r] = spot
             board.as_run[r] = running.gpus
             board.fixed[r] = running.fixed
-            board.place(r, spot)
+            board.settle(r, spot)
     for host in range(len(board.hosts)):
         for g in board.host_gpus[host]:
             if board.tenants[g] and _is_strained(board, g):
@@ -39,6 +40,9 @@ def pin(board: Board) -> None:
 
 
 def _spot(running: Running, known: dict[str, int]) -> Spot:
+    if len(running.gpus) == 1:
+        g = known.get(running.gpus[0])
+        return () if g is None else (g,)
     if any(uuid not in known for uuid in running.gpus):
         return ()
     return tuple(sorted({known[uuid] for uuid in running.gpus}))
@@ -51,7 +55,7 @@ def _may_stay(board: Board, w: int, spot: Spot) -> bool:
         return False
     if w in board.avoid and board.avoid[w] & set(spot):
         return False
-    return not (board.workloads[w].same_island and board.splits_on(spot))
+    return len(spot) == 1 or not (board.workloads[w].same_island and board.splits_on(spot))
 
 
 def _is_strained(board: Board, g: int) -> bool:

@@ -5,10 +5,11 @@ Free is what does not run, or cannot stay where it runs. What runs is never touc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from cotenant.core.packing.board import Board, Spot
 from cotenant.core.packing.chance import Chance
+from cotenant.core.packing.columns import PRICE_SCALE
 
 Mark = tuple[tuple[tuple[int, int], ...], int, int, int, int, int]
 """What the search compares: the key without balance, and how well the room left lies together; smaller is better."""
@@ -19,6 +20,8 @@ SMALL = 6000
 PATIENCE = 150
 """Steps without success after the proven minimum is reached: islands may still be saved."""
 
+WIDE = 32
+"""GPUs whose replicas are placed again in one step, and as many as one node has."""
 STUCK = 60
 """Steps without success after which a dearer one is tried."""
 ASTRAY = 400
@@ -59,6 +62,8 @@ class Search:
                 self._miss(r)
         self.elsewhere = [r for r in board.unplaced() if r not in self.unplaced]
         self.largest = [max((d[0] for d in ds if d), default=0) for ds in board.demand]
+        self.worth = [0] * len(board.workloads)
+        """What a rank is worth of what its GPU costs, in cost units / PRICE_SCALE; the LP's prices where they are known."""
         self.noise = 0
 
     # ------------------------------------------------------------------------------------------------------- marks
@@ -111,30 +116,26 @@ class Search:
             self.unplaced[last] = at
 
     # ------------------------------------------------------------------------------------------------------- orders
-    def orders(self) -> list[tuple[str, list[int], bool]]:
+    def orders(self) -> Iterator[tuple[str, list[int], bool]]:
         """(name, order, whether the cheapest share wins over the tightest fit)."""
         board = self.board
         allowed = [sum(d is not None for d in ds) for ds in board.demand]
+        wanted = {board.owner[r] for r in self.free}
 
         def order(rank: Callable[[int], tuple[int, ...]]) -> list[int]:
-            ranks = [(-board.priority[w], *rank(w), w) for w in range(len(board.workloads))]
+            ranks = {w: (-board.priority[w], *rank(w), w) for w in wanted}
             return sorted(self.free, key=lambda r: (ranks[board.owner[r]], r))
 
         size, share, count = board.size, self.largest, [w.replicas for w in board.workloads]
         by_size = order(lambda w: (-size[w], -share[w], -count[w]))
-        by_volume = order(lambda w: (-size[w] * share[w], -size[w]))
+        yield ("size", by_size, False)
+        yield ("cheapest", by_size, True)
+        yield ("apart", order(lambda w: (-size[w], -count[w] if board.apart[w] else 0, -share[w])), False)
         scarce = order(lambda w: (allowed[w], -size[w], -share[w]))
-        apart = order(lambda w: (-size[w], -count[w] if board.apart[w] else 0, -share[w]))
-        smallest = order(lambda w: (size[w] * share[w], size[w]))
-        return [
-            ("size", by_size, False),
-            ("cheapest", by_size, True),
-            ("apart", apart, False),
-            ("scarce", scarce, False),
-            ("volume", by_volume, False),
-            ("smallest", smallest, False),
-            ("scarce-cheapest", scarce, True),
-        ]
+        yield ("scarce", scarce, False)
+        yield ("volume", order(lambda w: (-size[w] * share[w], -size[w])), False)
+        yield ("smallest", order(lambda w: (size[w] * share[w], size[w])), False)
+        yield ("scarce-cheapest", scarce, True)
 
     def place_all(self, order: list[int], cheapest: bool = False) -> None:
         """Place these in this order, each on its best spot; home first where it has one."""
@@ -194,6 +195,7 @@ class Search:
         now = self.mark()
         best = (now, self.spots())
         idle = stray = 0
+        stuck, astray = max(STUCK, len(self.free)), max(ASTRAY, 2 * len(self.free))
         dearest = max(self.board.price, default=0)
         while self.effort.spend(1):
             at_floor = not best[0][0] and best[0][2] == 0 and best[0][3] <= floor
@@ -209,8 +211,9 @@ class Search:
             after = self.mark()
             idle = 0 if after[:5] < now[:5] else idle + 1
             # stuck: one step that costs up to a GPU more is kept, and undone as a whole if it leads nowhere
-            kick = idle > STUCK and after[:3] == now[:3] and after[3] <= best[0][3] + dearest
-            if after <= now or kick:
+            kick = idle > stuck and after[:3] == now[:3] and after[3] <= best[0][3] + dearest
+            alike = after[:4] == now[:4] and self.chance.below(4) == 0
+            if after <= now or alike or kick:
                 idle = 0 if kick else idle
                 now = after
                 if now[:5] < best[0][:5]:
@@ -222,7 +225,7 @@ class Search:
                     if spot:
                         self.put(r, spot)
             stray += now[:5] != best[0][:5]
-            if stray > ASTRAY:
+            if stray > astray:
                 self.restore(best[1])
                 now, stray, idle = self.mark(), 0, 0
         if best[0] < self.mark():
@@ -240,17 +243,18 @@ class Search:
         """Free replicas on one badly used GPU and on a few others, and some of the unplaced."""
         board, chance = self.board, self.chance
         gpus: list[int] = []
-        if chance.below(12) == 0 and len(board.hosts) > 1:
-            # a whole node, so that its replicas may change the product
-            spot = board.spot[chance.one_of(self.free)]
-            gpus += board.host_gpus[board.host[spot[0]]] if spot else []
-        for _ in range(1 + chance.below(8)):
-            candidates = [chance.one_of(self.free) for _ in range(3 if not gpus else 1)]
+        for step in range(1 + chance.below(8)):
+            if len(gpus) > WIDE:
+                break
+            candidates = [chance.one_of(self.free) for _ in range(1 if step else 6)]
             spots = [board.spot[r] for r in candidates if board.spot[r]]
             if not spots:
                 continue
-            spot = max(spots, key=lambda s: board.promise[s[0]])
-            if chance.below(4) == 0:
+            spot = max(spots, key=self._waste) if len(spots) > 1 else spots[0]
+            if not step and chance.below(6) == 0:
+                # a whole node, so that its replicas may change the product
+                gpus += board.host_gpus[board.host[spot[0]]]
+            elif chance.below(4) == 0:
                 gpus += [g for g in board.host_gpus[board.host[spot[0]]] if board.island[g] == board.island[spot[0]]]
             else:
                 gpus += spot
@@ -259,6 +263,13 @@ class Search:
         for _ in range(min(8, len(self.waiting))):
             taken[chance.one_of(self.waiting)] = None
         return list(taken)
+
+    def _waste(self, spot: Spot) -> tuple[int, int]:
+        """How much more the first of these GPUs costs than what lies there is worth; then what is left on it."""
+        board, g = self.board, spot[0]
+        price = board.price[g]
+        lost = price * PRICE_SCALE - sum([self.worth[w] for w in board.models[g]]) if price else 0
+        return (lost, board.promise[g])
 
     def _force(self, r: int) -> list[tuple[int, Spot]]:
         """Place an unplaced replica on some GPUs whatever free replicas are there; who had to leave, and where from."""
