@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 from cotenant.core.memo import Memo
 from cotenant.core.snapshot import Model, Placement, Policy
@@ -35,10 +36,13 @@ class Wanted:
     """The name of its Service, and of its pods before the replica's number."""
     names: tuple[tuple[str, str], ...] = field(init=False)
     """By replica: both names its pods may have."""
+    service: tuple[str, str] = field(init=False)
+    """Namespace and name of its Service."""
 
     def __post_init__(self) -> None:
         base = f"{self.placement.name}-{self.model.name}"
         object.__setattr__(self, "base", base)
+        object.__setattr__(self, "service", (self.placement.namespace, base))
         names = tuple((f"{base}-{index}", f"{base}-{index}{SUCCESSOR}") for index in range(self.model.replicas))
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "key", f"{self.placement.namespace}/{self.placement.name}/{self.model.name}")
@@ -57,18 +61,24 @@ class Wanted:
 class Demands:
     """What is wanted, and what is wrong with the rest."""
 
-    wanted: tuple[Wanted, ...]
+    rows: tuple[tuple[Wanted, ...], ...]
+    """Placement by placement."""
     issues: dict[str, tuple[Issue, ...]]
     """By `namespace/placement`."""
     blocked: frozenset[str]
     """Keys of models among `wanted` that may not start because of an issue; what runs of them stays."""
     frozen: frozenset[str]
     """`namespace/placement` whose spec cannot be read: what runs of them stays exactly as it is."""
+    wanted: tuple[Wanted, ...] = field(init=False)
+    """Every model."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "wanted", tuple(chain.from_iterable(self.rows)))
 
 
 def demand(placements: tuple[Placement, ...], policy: Policy, memo: Memo) -> Demands:
     """Every model of every placement that is not being deleted, oldest placement first."""
-    wanted: list[Wanted] = []
+    rows: list[tuple[Wanted, ...]] = []
     issues: dict[str, list[Issue]] = {}
     blocked: set[str] = set()
     frozen: set[str] = set()
@@ -82,20 +92,25 @@ def demand(placements: tuple[Placement, ...], policy: Policy, memo: Memo) -> Dem
             frozen.add(owner)
             issues.setdefault(owner, []).append(Issue(placement.invalid.path, "InvalidSpec", placement.invalid.reason))
             continue
-        for position, model in enumerate(placement.models):
-            entry = memo.of("wanted", (placement, model), (position,), partial(Wanted, placement, model, position))
-            wanted.append(entry)
-            for issue in _issues(entry, names, engines):
-                issues.setdefault(owner, []).append(issue)
-                blocked.add(entry.key)
+        row = memo.of("wanted", (placement,), (), partial(_row, placement))
+        rows.append(row)
+        for entry in row:
+            first = names.setdefault(entry.service, entry.key)
+            if first == entry.key and (not engines or entry.model.engine.name in engines):
+                continue
+            issues.setdefault(owner, []).extend(_issues(entry, first, engines))
+            blocked.add(entry.key)
     return Demands(
-        tuple(wanted), {key: tuple(found) for key, found in issues.items()}, frozenset(blocked), frozenset(frozen)
+        tuple(rows), {key: tuple(found) for key, found in issues.items()}, frozenset(blocked), frozenset(frozen)
     )
 
 
-def _issues(entry: Wanted, names: dict[tuple[str, str], str], engines: set[str]) -> list[Issue]:
+def _row(placement: Placement) -> tuple[Wanted, ...]:
+    return tuple(Wanted(placement, model, position) for position, model in enumerate(placement.models))
+
+
+def _issues(entry: Wanted, first: str, engines: set[str]) -> list[Issue]:
     found = []
-    first = names.setdefault((entry.placement.namespace, entry.base), entry.key)
     if first != entry.key:
         found.append(
             Issue(

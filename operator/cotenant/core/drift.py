@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 
 from cotenant.core.ask import Ask, ask
-from cotenant.core.demand import Demands
+from cotenant.core.cases import Case, home
+from cotenant.core.demand import Demands, Wanted
 from cotenant.core.inventory import Inventory, Machine
 from cotenant.core.memo import Memo
 from cotenant.core.pod import HASH_VERSION, allocated_hash, model_wish
-from cotenant.core.replica import Assigned, NoPlace, Replica
+from cotenant.core.replica import Assigned, Crew, NoPlace, Replica
 from cotenant.core.snapshot import Allocation, Pod, Policy
 
 BLOCKED_GRACE = 60.0
@@ -66,9 +68,9 @@ class Changes:
 
 
 def drift(
-    replicas: list[Replica],
+    cases: tuple[Case, ...],
+    crews: tuple[Crew, ...],
     places: dict[str, Assigned | NoPlace],
-    pods: tuple[Pod, ...],
     demands: Demands,
     inventory: Inventory,
     policy: Policy,
@@ -76,14 +78,38 @@ def drift(
     memo: Memo,
 ) -> Changes:
     """Differences between the plan and the pods. `recorded` are uids of dead pods whose death the status has taken down."""
+    leaves: list[Leave] = []
+    starts: list[Start] = []
+    for case, crew in zip(cases, crews, strict=True):
+        work = partial(_of_case, case, crew, places, demands, inventory, policy, recorded, memo)
+        if case.plain:
+            there = tuple(inventory.machines.get(node) for node in case.nodes)
+            blocked = demands.blocked and tuple(wanted.key in demands.blocked for wanted in case.wanted)
+            taken = () if case.calm else tuple(pod.uid in recorded for pod in case.pods)
+            known = (case, crew, policy, *there, *[places.get(replica.key) for replica in crew])
+            changes = memo.of("drift", known, (blocked, taken), work)
+        else:
+            changes = work()
+        leaves.extend(changes.leaves)
+        starts.extend(changes.starts)
+    return Changes(tuple(leaves), tuple(starts))
+
+
+def _of_case(
+    case: Case,
+    replicas: Crew,
+    places: dict[str, Assigned | NoPlace],
+    demands: Demands,
+    inventory: Inventory,
+    policy: Policy,
+    recorded: frozenset[str],
+    memo: Memo,
+) -> Changes:
     by_pod = {replica.pod.uid: replica for replica in replicas if replica.pod}
     successors = {replica.key: replica for replica in replicas if replica.successor}
-    known = {f"{w.placement.namespace}/{w.placement.name}" for w in demands.wanted}
-    owners = {w.placement.uid for w in demands.wanted}
     leaves: list[Leave] = []
-    for pod in pods:
-        owner = f"{pod.namespace}/{pod.placement}"
-        if owner in demands.frozen or owner not in known or pod.owner_uid not in owners:
+    for pod in case.pods:
+        if not (case.plain or _is_known(pod, demands)):
             continue  # not to be touched, or Kubernetes collects it
         replica = by_pod.get(pod.uid)
         if pod.deleting:
@@ -92,7 +118,7 @@ def drift(
                 leaves.append(Leave(pod, "NodeLost", why, Pace.AT_ONCE, grace_seconds=0, replica=replica))
             continue
         leave = (
-            _unwanted(pod, demands)
+            _unwanted(pod, case.wanted if case.plain else demands.wanted)
             if replica is None
             else _differs(pod, replica, places, demands, inventory, policy, recorded, memo, successors)
         )
@@ -110,14 +136,23 @@ def drift(
     return Changes(tuple(leaves), tuple(starts))
 
 
+def _is_known(pod: Pod, demands: Demands) -> bool:
+    """Whether the placement its label names is one that wants something; the label may have been changed by hand."""
+    return any(
+        (row[0].placement.namespace, row[0].placement.name) == (pod.namespace, pod.placement)
+        for row in demands.rows
+        if row
+    )
+
+
 def _lost(pod: Pod, inventory: Inventory) -> str:
-    machine = inventory.machines.get(pod.allocation.node if pod.allocation else pod.node or "")
+    machine = inventory.machines.get(home(pod))
     return machine.lost if machine else ""
 
 
-def _unwanted(pod: Pod, demands: Demands) -> Leave:
+def _unwanted(pod: Pod, models: tuple[Wanted, ...]) -> Leave:
     key = f"{pod.namespace}/{pod.placement}/{pod.model}"
-    wanted = next((w for w in demands.wanted if w.key == key), None)
+    wanted = next((w for w in models if w.key == key), None)
     if wanted is None:
         return Leave(pod, "ModelRemoved", f"model {pod.model} is no longer in the placement", _pace(pod, Pace.QUIET))
     if pod.replica >= wanted.model.replicas:
@@ -149,8 +184,7 @@ def _differs(
     memo: Memo,
     successors: dict[str, Replica],
 ) -> Leave | None:
-    here = pod.allocation.node if pod.allocation else pod.node or ""
-    machine = inventory.machines.get(here)
+    machine = inventory.machines.get(home(pod))
     if machine is not None and machine.lost:
         return Leave(pod, "NodeLost", machine.lost, Pace.AT_ONCE, grace_seconds=0, replica=replica)
     if not pod.is_alive:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 
+from cotenant.core.cases import Case, pods_of
 from cotenant.core.decision import Emit, Judged
-from cotenant.core.demand import Demands, Wanted
+from cotenant.core.demand import Wanted
 from cotenant.core.drift import due_at, overdue
 from cotenant.core.oom import ladder
 from cotenant.core.oom.evidence import evidence_of
@@ -61,18 +62,7 @@ class Faults:
         return replace(bare, start_timeout=changes.start_timeout) if changes.start_timeout else bare
 
 
-PodsByName = dict[tuple[str, str, str], Pod]
-"""By namespace, name and the uid of the owning placement."""
-
-
-def pods_of(wanted: Wanted, index: int, pods: PodsByName) -> list[Pod]:
-    """The pods of one replica: mostly one."""
-    placement = wanted.placement
-    names = wanted.names[index]
-    return [pods[key] for name in names if (key := (placement.namespace, name, placement.uid)) in pods]
-
-
-def faults(snapshot: Snapshot, demands: Demands, pods: PodsByName) -> Faults:
+def faults(snapshot: Snapshot, cases: tuple[Case, ...]) -> Faults:
     """Judges pods that ended or cannot start, steps their ladders, forgets what healed."""
     of: dict[str, Fault] = {}
     by_model: dict[str, list[Fault]] = {}
@@ -81,10 +71,11 @@ def faults(snapshot: Snapshot, demands: Demands, pods: PodsByName) -> Faults:
     judged: list[Judged] = []
     dues: list[float] = []
     ground = cache(lambda: Ground(snapshot))
-    for wanted in demands.wanted:
+    upset = [(case, wanted) for case in cases if not case.calm for wanted in case.wanted]
+    for case, wanted in upset:
         before = {fault.index: fault for fault in wanted.placement.status.faults if fault.model == wanted.model.name}
         for index in range(wanted.model.replicas):
-            mine = pods_of(wanted, index, pods)
+            mine = pods_of(wanted, index, case.by_name)
             after = before.get(index)
             if after is None and all(pod.ready and pod.is_alive for pod in mine):
                 continue

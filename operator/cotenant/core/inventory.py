@@ -87,7 +87,7 @@ def inventory(
 def is_managed(node: Node, policy: Policy) -> bool:
     """Whether the node's owner gave its GPUs to Cotenant, by label."""
     key, value = policy.managed_label
-    return not key or node.label(key) == value
+    return not key or (key, value) in node.labels or (not value and not node.label(key))
 
 
 def _why_closed(node: Node, report: GPUNode | None) -> str:
@@ -104,13 +104,15 @@ def _why_closed(node: Node, report: GPUNode | None) -> str:
     return ""
 
 
-def shut(found: Inventory, closed: Callable[[str], str]) -> Inventory:
+def shut(found: Inventory, closed: Callable[[str], str], memo: Memo) -> Inventory:
     """The same inventory with the machines closed that the binding will not give out."""
     whys = {name: why for name, machine in found.machines.items() if not machine.closed and (why := closed(name))}
     if not whys:
         return found
     machines = {
-        name: replace(machine, closed=whys[name]) if name in whys else machine
+        name: memo.of("shut", (machine,), (whys[name],), partial(replace, machine, closed=whys[name]))
+        if name in whys
+        else machine
         for name, machine in found.machines.items()
     }
     return replace(found, machines=machines)

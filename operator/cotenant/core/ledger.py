@@ -123,12 +123,26 @@ def accounts(devices: dict[str, Device], pods: tuple[Pod, ...], memo: Memo | Non
         if pod.allocation is None or pod.ended is not None or pod.phase in ("Succeeded", "Failed"):
             continue
         for uuid in pod.allocation.gpus:
-            here.setdefault(uuid, []).append(pod)
-    out = {}
-    for uuid, device in devices.items():
-        mine = here.get(uuid, ())
-        out[uuid] = memo.of("account", (device, *mine), (), partial(_account, device, mine))
+            if uuid in devices:
+                here.setdefault(devices[uuid].node, []).append(pod)
+    nodes: dict[str, list[Device]] = {}
+    for device in devices.values():
+        nodes.setdefault(device.node, []).append(device)
+    out: dict[str, Account] = {}
+    for node, there in nodes.items():
+        mine = here.get(node, ())
+        out.update(memo.of("accounts", (*there, *mine), (len(there),), partial(_accounts, there, mine)))
     return out
+
+
+def _accounts(devices: Sequence[Device], pods: Sequence[Pod]) -> dict[str, Account]:
+    """Those of one node. A pod is among `pods` as often as it has GPUs there."""
+    by_device: dict[str, dict[int, Pod]] = {device.uuid: {} for device in devices}
+    for pod in pods:
+        for uuid in pod.allocation.gpus if pod.allocation else ():
+            if uuid in by_device:
+                by_device[uuid][id(pod)] = pod
+    return {device.uuid: _account(device, tuple(by_device[device.uuid].values())) for device in devices}
 
 
 def _account(device: Device, pods: Sequence[Pod]) -> Account:

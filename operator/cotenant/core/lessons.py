@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from math import inf
 
 from cotenant.core.ask import known
-from cotenant.core.demand import Demands, Wanted
+from cotenant.core.cases import Case, pods_of
+from cotenant.core.demand import Wanted
 from cotenant.core.estimate.advice import at_share
 from cotenant.core.estimate.modelconfig import ModelConfig
-from cotenant.core.faults import PodsByName, pods_of
 from cotenant.core.inventory import Inventory, Machine
 from cotenant.core.learn import SETTLED, overrun
 from cotenant.core.learn import learn as read
@@ -22,21 +23,37 @@ Lessons = dict[str, tuple[Learned, ...]]
 """By `namespace/placement/model`."""
 
 
-def learn(snapshot: Snapshot, demands: Demands, machines: Inventory, pods: PodsByName, memo: Memo) -> Lessons:
+def learn(snapshot: Snapshot, cases: tuple[Case, ...], machines: Inventory, memo: Memo) -> Lessons:
     """What the statuses hold, and what serving engines add to it."""
     out: Lessons = {}
     configs = dict(snapshot.configs)
-    for wanted in demands.wanted:
+    for case in cases:
+        there = tuple(machines.machines.get(node) for node in case.nodes)
+        known = tuple(configs.get(wanted.model.uri) for wanted in case.wanted)
+        work = partial(_of_case, case, known, machines, snapshot.policy, snapshot.now)
+        out.update(memo.until("lessons", (case, snapshot.policy, *there, *known), snapshot.now, work))
+    return out
+
+
+def _of_case(
+    case: Case, configs: tuple[ModelConfig | str | None, ...], machines: Inventory, policy: Policy, now: float
+) -> tuple[Lessons, float]:
+    """And until when that is all: an engine that has served long enough teaches more."""
+    out: Lessons = {}
+    until = inf
+    for wanted, config in zip(case.wanted, configs, strict=True):
         kept = {taught.key: taught for taught in wanted.placement.status.learned if taught.model == wanted.model.name}
         for index in range(wanted.model.replicas):
-            for pod in pods_of(wanted, index, pods):
+            for pod in pods_of(wanted, index, case.by_name):
                 machine = machines.machines.get(pod.allocation.node) if pod.allocation else None
-                if machine is not None and pod.ready and pod.is_alive:
-                    config = configs.get(wanted.model.uri)
-                    _add(kept, wanted, pod, machine, snapshot.policy, snapshot.now, memo, config)
+                if machine is None or not pod.ready or not pod.is_alive:
+                    continue
+                _add(kept, wanted, pod, machine, policy, now, config)
+                if pod.ready_since is not None and now < pod.ready_since + SETTLED:
+                    until = min(until, pod.ready_since + SETTLED)
         if kept:
             out[wanted.key] = tuple(kept[key] for key in sorted(kept))
-    return out
+    return out, until
 
 
 def _add(
@@ -46,14 +63,12 @@ def _add(
     machine: Machine,
     policy: Policy,
     now: float,
-    memo: Memo,
     config: ModelConfig | str | None,
 ) -> None:
     allocation = pod.allocation
     if allocation is None:
         return
-    told = (machine.product, allocation.utilization)
-    key = memo.of("lesson", (wanted.model, policy), told, partial(lesson, wanted.model, *told, policy))
+    key = lesson(wanted.model, machine.product, allocation.utilization, policy)
     before = kept.get(key, Learned(wanted.model.name, key))
     after = before
     if pod.start_log and before.kv_cache_tokens is None:

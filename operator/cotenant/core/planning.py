@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from cotenant.core.ask import ask
 from cotenant.core.inventory import Inventory, Machine
 from cotenant.core.ledger import Account
 from cotenant.core.memo import Memo
 from cotenant.core.packing.packer import Host, Problem, Running, Workload, pack
-from cotenant.core.replica import Assigned, NoPlace, Replica
+from cotenant.core.replica import Assigned, Crew, NoPlace, Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Pod, Policy
 from cotenant.core.terms import Kinds, grouped, hosts, kinds, running, workload
@@ -36,7 +37,7 @@ Places = dict[str, Assigned | NoPlace]
 
 
 def assign(
-    replicas: list[Replica],
+    crews: list[Crew],
     inventory: Inventory,
     ledger: dict[str, Account],
     usable: Callable[[str], str],
@@ -50,35 +51,40 @@ def assign(
     What runs and fits nowhere by its new spec runs on as it is, unless a higher priority has its place: it is planned around.
     Where a GPU was promised twice, who finds no other place leaves.
     """
-    staying, packed = _split(replicas, inventory)
+    staying, packed = _split(crews, inventory, memo)
     kept: dict[str, NoPlace] = {}
     while True:
-        told_apart = kinds(packed, inventory, memo)
-        there = staying.keys() | kept.keys()
-        outside = tuple(replica.pod for replica in replicas if replica.pod and replica.key in there) + orphans
-        bins = hosts(inventory, ledger, usable, cost, told_apart, outside, policy)
-        places = _packed(packed, bins, told_apart, inventory, policy, memo)
-        shunning = {r.key for r in packed if r.avoid and isinstance(places[r.key], NoPlace)}
+        question = _question(crews, packed, {*staying, *kept}, inventory, ledger, usable, cost, policy, orphans, memo)
+        places = _packed(question, inventory, policy, memo)
+        nowhere = {key: place for key, place in places.items() if isinstance(place, NoPlace)}
+        if not nowhere:
+            return {**staying, **kept, **places}
+        left = [replica for crew in packed for replica in crew if replica.key in nowhere]
+        shunning = {r.key: replace(r, avoid=()) for r in left if r.avoid}
         if shunning:  # rather where it failed once than nowhere
-            packed = [replace(r, avoid=()) if r.key in shunning else r for r in packed]
+            packed = [_changed(crew, shunning) for crew in packed]
             continue
-        homeless = {
-            r.key: _told(r, place, usable)
-            for r in packed
-            if isinstance(place := places[r.key], NoPlace) and _runs_on(r, place)
-        }
-        twice = {r.key: why for r in packed if r.key in homeless and (why := _promised_twice(r, ledger))}
+        homeless = {r.key: _told(r, nowhere[r.key], usable) for r in left if _runs_on(r, nowhere[r.key])}
+        twice = {r.key: why for r in left if r.key in homeless and (why := _promised_twice(r, ledger))}
         for key, why in twice.items():
             place = homeless.pop(key)
             places[key] = replace(place, message=f"{why}; no other place: {place.message}", displaced=True)
         if not homeless:
             return {**staying, **kept, **places}
         kept |= homeless
-        packed = [replica for replica in packed if replica.key not in homeless]
+        packed = [_changed(crew, dict.fromkeys(homeless)) for crew in packed]
+
+
+def _changed(crew: Crew, changes: Mapping[str, Replica | None]) -> Crew:
+    """With some replicas, by key, changed or (None) left out; the very same crew where that changes nothing."""
+    if not any(replica.key in changes for replica in crew):
+        return crew
+    after = (changes.get(replica.key, replica) for replica in crew)
+    return tuple(replica for replica in after if replica is not None)
 
 
 def first_question(
-    replicas: list[Replica],
+    crews: list[Crew],
     inventory: Inventory,
     ledger: dict[str, Account],
     usable: Callable[[str], str],
@@ -89,10 +95,27 @@ def first_question(
     iterations: int = 0,
 ) -> Asked:
     """What `assign` asks the packer first, for whoever wants to ask more of it: for bounds, or a problem file."""
-    staying, packed = _split(replicas, inventory)
+    staying, packed = _split(crews, inventory, memo)
+    return _question(crews, packed, set(staying), inventory, ledger, usable, cost, policy, orphans, memo, iterations)
+
+
+def _question(
+    crews: list[Crew],
+    packed: list[Crew],
+    outside: set[str],
+    inventory: Inventory,
+    ledger: dict[str, Account],
+    usable: Callable[[str], str],
+    cost: Callable[[str], int | None],
+    policy: Policy,
+    orphans: tuple[Pod, ...],
+    memo: Memo,
+    iterations: int = 0,
+) -> Asked:
+    """About the replicas `packed`, with those whose keys are in `outside` where they are."""
     told_apart = kinds(packed, inventory, memo)
-    outside = tuple(replica.pod for replica in replicas if replica.pod and replica.key in staying) + orphans
-    bins = hosts(inventory, ledger, usable, cost, told_apart, outside, policy)
+    fixed = tuple(r.pod for crew in crews for r in crew if r.pod and r.key in outside) if outside else ()
+    bins = hosts(inventory, ledger, usable, cost, told_apart, fixed + orphans, policy, memo)
     return asked(packed, bins, told_apart, policy, memo, iterations)
 
 
@@ -118,18 +141,17 @@ def _promised_twice(replica: Replica, ledger: dict[str, Account]) -> str:
     return ""
 
 
-def _split(replicas: list[Replica], inventory: Inventory) -> tuple[dict[str, Assigned], list[Replica]]:
+def _split(crews: list[Crew], inventory: Inventory, memo: Memo) -> tuple[dict[str, Assigned], list[Crew]]:
     """Replicas on machines closed to new tenants stay as they are and are no part of the packing; the rest is packed."""
+    closed = {name for name, machine in inventory.machines.items() if machine.closed and not machine.lost}
+    if not closed:
+        return {}, crews
     staying: dict[str, Assigned] = {}
-    packed = []
-    for replica in replicas:
+    for replica in chain.from_iterable(crews):
         pod = replica.pod
-        machine = inventory.machines.get(pod.allocation.node) if pod and pod.allocation else None
-        if machine and machine.closed and not machine.lost and pod and pod.allocation and pod.is_alive:
-            staying[replica.key] = Assigned(pod.allocation)
-        else:
-            packed.append(replica)
-    return staying, packed
+        if pod is not None and pod.allocation is not None and pod.allocation.node in closed and pod.is_alive:
+            staying[replica.key] = memo.of("staying", (pod.allocation,), (), partial(Assigned, pod.allocation))
+    return staying, [_changed(crew, dict.fromkeys(staying)) for crew in crews]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,50 +166,74 @@ class Asked:
 
 
 def asked(
-    replicas: list[Replica], bins: tuple[Host, ...], told_apart: Kinds, policy: Policy, memo: Memo, iterations: int = 0
+    crews: list[Crew], bins: tuple[Host, ...], told_apart: Kinds, policy: Policy, memo: Memo, iterations: int = 0
 ) -> Asked:
     """These replicas and hosts in the packer's terms."""
-    groups = grouped(replicas)
+    groups: dict[str, list[Replica]] = {}
     refused: Places = {}
     asking: list[Workload] = []
     there: list[Running] = []
-    for key, members in groups.items():
-        ask_of = workload(key, members, told_apart, policy, memo)
-        if isinstance(ask_of, NoPlace):
-            refused.update((member.key, ask_of) for member in members)
-            continue
-        asking.append(ask_of)
-        there.extend(running(key, members))
+    yielding = 0
+    for crew in crews:
+        part = memo.of("asked", (crew, told_apart, policy), (), partial(_part, crew, told_apart, policy))
+        groups.update(part.groups)
+        refused.update(part.refused)
+        asking.extend(part.workloads)
+        there.extend(part.running)
+        yielding += part.yielding
     problem = Problem(
         hosts=bins,
         workloads=tuple(asking),
         running=tuple(there),
         max_tenants=policy.max_tenants_per_gpu,
         # a replica whose remedy is that others yield may have one of them moved or displaced
-        moves=policy.max_moves + sum(replica.yielded_to for replica in replicas),
+        moves=policy.max_moves + yielding,
         iterations=iterations,
     )
     return Asked(problem, groups, refused)
 
 
-def _packed(
-    replicas: list[Replica],
-    bins: tuple[Host, ...],
-    told_apart: Kinds,
-    inventory: Inventory,
-    policy: Policy,
-    memo: Memo,
-) -> Places:
-    question = asked(replicas, bins, told_apart, policy, memo)
-    groups, places = question.groups, dict(question.refused)
-    plan = memo.of("plan", (), (question.problem,), partial(pack, question.problem))
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """What one placement adds to the question."""
+
+    groups: dict[str, list[Replica]]
+    refused: Places
+    workloads: tuple[Workload, ...]
+    running: tuple[Running, ...]
+    yielding: int
+
+
+def _part(crew: Crew, told_apart: Kinds, policy: Policy) -> _Part:
+    groups = grouped(crew)
+    refused: Places = {}
+    asking: list[Workload] = []
+    there: list[Running] = []
+    for key, members in groups.items():
+        ask_of = workload(key, members, told_apart, policy)
+        if isinstance(ask_of, NoPlace):
+            refused.update((member.key, ask_of) for member in members)
+            continue
+        asking.append(ask_of)
+        there.extend(running(key, members))
+    return _Part(groups, refused, tuple(asking), tuple(there), sum(replica.yielded_to for replica in crew))
+
+
+def _packed(question: Asked, inventory: Inventory, policy: Policy, memo: Memo) -> Places:
+    groups, machines, places = question.groups, inventory.machines, dict(question.refused)
+    plan = memo.equal("plan", question.problem, partial(pack, question.problem))
+    before, now = memo.slots("assigned", policy)
     for placed in plan.placements:
-        member, machine = groups[placed.workload][placed.replica], inventory.machines[placed.host]
-        give = partial(_assigned, member, machine, placed.gpus, policy)
-        places[member.key] = memo.of("assigned", (member, machine, policy), placed.gpus, give)
+        member, machine = groups[placed.workload][placed.replica], machines[placed.host]
+        known = before.get(member.key)
+        if known is None or known[0] is not member or known[1] is not machine or known[2] != placed.gpus:
+            known = (member, machine, placed.gpus, _assigned(member, machine, placed.gpus, policy))
+        now[member.key] = known
+        places[member.key] = known[3]
     for unplaced in plan.unplaced:
         member, why = groups[unplaced.workload][unplaced.replica], unplaced.reason
-        places[member.key] = NoPlace(REASONS.get(why.code, why.code), why.text, displaced=bool(why.displaced_by))
+        said = (REASONS.get(why.code, why.code), why.text, bool(why.displaced_by))
+        places[member.key] = memo.of("unplaced", (), said, partial(NoPlace, *said[:2], displaced=said[2]))
     return places
 
 

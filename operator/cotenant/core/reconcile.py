@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from cotenant.core.binding import Binding, Pinned
+from cotenant.core.cases import Case, cases, pods_of
 from cotenant.core.decision import Apply, Create, Decision, Delete, GPUFigures
-from cotenant.core.demand import Demands, demand
+from cotenant.core.demand import Demands, Wanted, demand
 from cotenant.core.drift import Start, drift, outdated
 from cotenant.core.estimate.modelconfig import ModelConfig
-from cotenant.core.faults import Faults, PodsByName, faults, pods_of
+from cotenant.core.faults import Faults, faults
 from cotenant.core.inventory import Inventory, inventory, shut
 from cotenant.core.issues import impossible
 from cotenant.core.ledger import Account, accounts
@@ -20,10 +23,10 @@ from cotenant.core.names import ENGINE_CONTAINER
 from cotenant.core.oom.ladder import held_until
 from cotenant.core.planning import assign
 from cotenant.core.pod import Tuning, engine_pod, service, service_hash
-from cotenant.core.replica import Assigned, Replica
+from cotenant.core.replica import Assigned, Crew, Replica
 from cotenant.core.report import states, statuses
 from cotenant.core.rollout import Admitted, admit
-from cotenant.core.snapshot import Pod, Policy, RolloutStrategy, Snapshot
+from cotenant.core.snapshot import Learned, Pod, Policy, RolloutStrategy, Snapshot
 from cotenant.core.status import ModelState
 
 
@@ -37,13 +40,21 @@ class Considered:
     binding: Binding
     troubles: Faults
     lessons: Lessons
-    replicas: list[Replica]
+    cases: tuple[Case, ...]
+    crews: tuple[Crew, ...]
+    """By case."""
     orphans: tuple[Pod, ...]
 
     @property
-    def hopeful(self) -> list[Replica]:
-        """The replicas that are planned."""
-        return [replica for replica in self.replicas if not _given_up(replica, self.troubles)]
+    def replicas(self) -> list[Replica]:
+        """All of them."""
+        return list(chain.from_iterable(self.crews))
+
+    @property
+    def hopeful(self) -> list[Crew]:
+        """The replicas that are planned, by case."""
+        failed = {key for key, fault in self.troubles.of.items() if fault.failed}
+        return [_hopeful(crew, failed) for crew in self.crews] if failed else list(self.crews)
 
 
 def consider(snapshot: Snapshot, memo: Memo) -> Considered:
@@ -51,10 +62,10 @@ def consider(snapshot: Snapshot, memo: Memo) -> Considered:
     demands = demand(snapshot.placements, snapshot.policy, memo)
     found = inventory(snapshot.nodes, snapshot.gpu_nodes, snapshot.policy, snapshot.now, memo, snapshot.silent)
     binding = Pinned(snapshot, found)
-    machines = shut(found, binding.closed)
-    by_name = {(pod.namespace, pod.name, pod.owner_uid): pod for pod in snapshot.pods}
-    troubles = faults(snapshot, demands, by_name)
-    lessons = learn(snapshot, demands, machines, by_name, memo)
+    machines = shut(found, binding.closed, memo)
+    there = cases(demands, snapshot.pods, memo)
+    troubles = faults(snapshot, there)
+    lessons = learn(snapshot, there, machines, memo)
     return Considered(
         demands,
         machines,
@@ -62,7 +73,8 @@ def consider(snapshot: Snapshot, memo: Memo) -> Considered:
         binding,
         troubles,
         lessons,
-        _replicas(snapshot, demands, machines, by_name, troubles, lessons, memo),
+        there,
+        _crews(snapshot, there, machines, troubles, lessons, memo),
         _orphans(snapshot, demands),
     )
 
@@ -75,13 +87,13 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     demands, machines, ledger, binding = known.demands, known.machines, known.ledger, known.binding
     troubles, lessons, replicas = known.troubles, known.lessons, known.replicas
     places = assign(known.hopeful, machines, ledger, binding.unusable, binding.cost, policy, known.orphans, memo)
-    changes = drift(replicas, places, pods, demands, machines, policy, troubles.recorded, memo)
+    changes = drift(known.cases, known.crews, places, demands, machines, policy, troubles.recorded, memo)
     retry_at = {key: held_until(fault, snapshot.now) for key, fault in troubles.of.items()}
     admitted = admit(changes, replicas, places, pods, ledger, binding.pending, retry_at, snapshot.reading, snapshot.now)
     planned = [place.allocation for place in places.values() if isinstance(place, Assigned)]
     reservations = binding.reservations(planned, ledger, snapshot.now)
     issues = impossible(demands, machines, replicas, places)
-    models = states(snapshot, demands, replicas, places, admitted, troubles, lessons, issues, memo)
+    models = states(snapshot, demands, known.cases, known.crews, places, admitted, troubles, lessons, issues, memo)
     told = statuses(snapshot, models, issues, ledger, binding, memo)
     creates, deletes = _changes(snapshot, admitted, binding, troubles, machines)
     wakes = [
@@ -97,7 +109,7 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
         idle=reservations.idle,
         judged=troubles.judged,
         recovered=told.recovered,
-        gpus=tuple(_figures(account) for account in ledger.values()),
+        gpus=_figures(machines, ledger, memo),
         replicas=_phases(models),
         waiting=sum(wait.reason == "TurnAtGPU" for wait in admitted.waits.values()),
     )
@@ -114,36 +126,49 @@ def _phases(models: dict[str, list[ModelState]]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(phases.items()))
 
 
-def _replicas(
-    snapshot: Snapshot,
-    demands: Demands,
-    machines: Inventory,
-    pods: PodsByName,
-    troubles: Faults,
-    lessons: Lessons,
-    memo: Memo,
-) -> list[Replica]:
+def _crews(
+    snapshot: Snapshot, cases: tuple[Case, ...], machines: Inventory, troubles: Faults, lessons: Lessons, memo: Memo
+) -> tuple[Crew, ...]:
     """Every replica that is wanted with its pod, and the successors of those that are to be replaced without a gap."""
-    configs = dict(snapshot.configs)
+    configs = {uri: found for uri, found in snapshot.configs if isinstance(found, ModelConfig)}
     out = []
-    for wanted in demands.wanted:
+    for case in cases:
+        taught = tuple(lessons.get(wanted.key, ()) for wanted in case.wanted)
+        known = tuple(configs.get(wanted.model.uri) for wanted in case.wanted)
+        make = partial(_crew, case, known, taught, machines, troubles, snapshot.policy, memo)
+        if case.calm and case.wanted[0].placement.strategy is not RolloutStrategy.SURGE_IF_ROOM:
+            out.append(memo.of("crew", (case, *known, *taught), (), make))
+        else:
+            crew = make()
+            out.append(memo.of("crew as it is", crew, (), partial(tuple, crew)))
+    return tuple(out)
+
+
+def _crew(
+    case: Case,
+    configs: Sequence[ModelConfig | None],
+    lessons: Sequence[tuple[Learned, ...]],
+    machines: Inventory,
+    troubles: Faults,
+    policy: Policy,
+    memo: Memo,
+) -> Crew:
+    out = []
+    for wanted, config, taught in zip(case.wanted, configs, lessons, strict=True):
         placement = wanted.placement
-        found_config = configs.get(wanted.model.uri)
-        config = found_config if isinstance(found_config, ModelConfig) else None
-        taught = lessons.get(wanted.key, ())
         surging = 0
         for index in range(wanted.model.replicas):
-            found = sorted(pods_of(wanted, index, pods), key=_seniority)
+            found = sorted(pods_of(wanted, index, case.by_name), key=_seniority)
             pod = found[0] if found else None
             make = partial(Replica, wanted, index, pod, config=config, learned=taught)
             replica = troubles.applied(memo.of("replica", (wanted, pod, config, *taught), (index,), make))
             out.append(replica)
             if placement.strategy is not RolloutStrategy.SURGE_IF_ROOM or surging >= placement.max_unavailable:
                 continue
-            if len(found) > 1 or _to_be_replaced(replica, machines, troubles, snapshot.policy):
+            if len(found) > 1 or _to_be_replaced(replica, machines, troubles, policy):
                 surging += 1
                 out.append(replace(replica, pod=found[1] if len(found) > 1 else None, successor=True))
-    return out
+    return tuple(out)
 
 
 def _seniority(pod: Pod) -> tuple[bool, bool, float, str]:
@@ -167,14 +192,15 @@ def _orphans(snapshot: Snapshot, demands: Demands) -> tuple[Pod, ...]:
     return tuple(
         pod
         for pod in snapshot.pods
-        if pod.is_alive and (not pod.owner_uid or f"{pod.namespace}/{pod.placement}" in demands.frozen)
+        if (not pod.owner_uid or (demands.frozen and f"{pod.namespace}/{pod.placement}" in demands.frozen))
+        and pod.is_alive
     )
 
 
-def _given_up(replica: Replica, troubles: Faults) -> bool:
+def _hopeful(crew: Crew, failed: set[str]) -> Crew:
     """A replica left `Failed` keeps no GPU from others; one that runs after all is planned as ever."""
-    fault = troubles.of.get(replica.key)
-    return fault is not None and fault.failed and (replica.pod is None or not replica.pod.is_alive)
+    kept = [r for r in crew if r.key not in failed or (r.pod is not None and r.pod.is_alive)]
+    return crew if len(kept) == len(crew) else tuple(kept)
 
 
 def _changes(
@@ -231,37 +257,53 @@ def _tuning(start: Start, policy: Policy, troubles: Faults, machines: Inventory)
 
 
 def _services(snapshot: Snapshot, demands: Demands, memo: Memo) -> tuple[Apply, ...]:
-    there = {(known.namespace, known.name): known.hash for known in snapshot.services}
-    return tuple(
-        Apply(service(wanted), "Service")
-        for wanted in demands.wanted
-        if wanted.key not in demands.blocked
-        and there.get((wanted.placement.namespace, wanted.base))
-        != memo.of("service", (wanted,), (), partial(service_hash, wanted))
-    )
+    there = {((known.namespace, known.name), known.hash) for known in snapshot.services}
+    out: list[Apply] = []
+    for row in demands.rows:
+        needed = memo.of("services", row, (), partial(_needed, row))
+        if needed.keys() <= there:
+            continue
+        missing = (wanted for needs, wanted in needed.items() if needs not in there)
+        out.extend(Apply(service(wanted), "Service") for wanted in missing if wanted.key not in demands.blocked)
+    return tuple(out)
+
+
+def _needed(row: tuple[Wanted, ...]) -> dict[tuple[tuple[str, str], str], Wanted]:
+    """The models of a placement by the names and hashes of their Services."""
+    return {(wanted.service, service_hash(wanted)): wanted for wanted in row}
 
 
 def _stale_services(snapshot: Snapshot, demands: Demands) -> tuple[Delete, ...]:
     """Services of models that a placement no longer has; those of a placement that is gone are Kubernetes' to collect."""
-    wanted = {entry.key for entry in demands.wanted}
+    wanted = {(w.placement.namespace, w.placement.name, w.model.name) for w in demands.wanted}
     readable = {p.key for p in snapshot.placements if not (p.invalid or p.deleting)}
     return tuple(
         Delete(known.namespace, known.name, "", "ModelRemoved", kind="Service")
         for known in snapshot.services
-        if (known.namespace, known.placement) in readable
-        and f"{known.namespace}/{known.placement}/{known.model}" not in wanted
+        if (known.namespace, known.placement, known.model) not in wanted
+        and (known.namespace, known.placement) in readable
     )
 
 
-def _figures(account: Account) -> GPUFigures:
-    device = account.device
-    return GPUFigures(
-        device.node,
-        device.uuid,
-        device.usable,
-        account.promised,
-        account.expected,
-        account.strangers,
-        device.used,
-        len(account.tenants),
-    )
+def _figures(machines: Inventory, ledger: dict[str, Account], memo: Memo) -> tuple[GPUFigures, ...]:
+    out: list[GPUFigures] = []
+    for machine in machines.machines.values():
+        mine = tuple(ledger[device.uuid] for device in machine.devices)
+        out.extend(memo.of("figures", mine, (), partial(_of_node, mine)))
+    return tuple(out)
+
+
+def _of_node(accounts: tuple[Account, ...]) -> list[GPUFigures]:
+    return [
+        GPUFigures(
+            account.device.node,
+            account.device.uuid,
+            account.device.usable,
+            account.promised,
+            account.expected,
+            account.strangers,
+            account.device.used,
+            len(account.tenants),
+        )
+        for account in accounts
+    ]

@@ -38,6 +38,10 @@ class Replica:
         object.__setattr__(self, "key", f"{self.wanted.key}/{self.index}" + ("+" if self.successor else ""))
 
 
+Crew = tuple[Replica, ...]
+"""The replicas of one placement: the same object between passes while nothing about them changes."""
+
+
 @dataclass(frozen=True, slots=True)
 class NoPlace:
     """Why a replica has no GPU."""

@@ -6,17 +6,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cotenant.core.binding import Binding
+from cotenant.core.cases import Case
 from cotenant.core.decision import Emit, Recovered, WriteStatus
 from cotenant.core.demand import Demands, Issue
+from cotenant.core.drift import Start
 from cotenant.core.faults import Faults
 from cotenant.core.ledger import Account
 from cotenant.core.lessons import Lessons
 from cotenant.core.memo import Memo
 from cotenant.core.planning import Places
-from cotenant.core.replica import Assigned, NoPlace, Replica
+from cotenant.core.replica import Assigned, Crew, NoPlace
 from cotenant.core.rollout import Admitted
 from cotenant.core.share import gib
-from cotenant.core.snapshot import Manifest, Placement, Snapshot
+from cotenant.core.snapshot import Learned, Manifest, Placement, Snapshot
 from cotenant.core.status import (
     READY,
     UNPLACED,
@@ -29,11 +31,14 @@ from cotenant.core.status import (
     replica_state,
 )
 
+_NOTHING: list[ModelState] = []
+
 
 def states(
     snapshot: Snapshot,
     demands: Demands,
-    replicas: list[Replica],
+    cases: tuple[Case, ...],
+    crews: tuple[Crew, ...],
     places: dict[str, Assigned | NoPlace],
     admitted: Admitted,
     troubles: Faults,
@@ -42,9 +47,40 @@ def states(
     memo: Memo,
 ) -> dict[str, list[ModelState]]:
     """What is said of every model, by `namespace/placement`."""
-    estimates = _estimates(replicas, places, memo)
     refusals = {(namespace, name): message for namespace, name, message in snapshot.refusals}
     started = {start.replica.key: start for start in admitted.starts}
+    special = {key.removesuffix("+") for key in (*admitted.waits, *troubles.of, *started)}
+    out: dict[str, list[ModelState]] = {}
+    for case, crew in zip(cases, crews, strict=True):
+        placement = case.wanted[0].placement
+        taught = tuple(lessons.get(wanted.key, ()) for wanted in case.wanted)
+        told = partial(
+            _of_case, case, crew, taught, demands, places, admitted, troubles, issues, refusals, started, memo
+        )
+        plain = not (
+            (special and any(replica.key in special for replica in crew))
+            or (demands.blocked and any(wanted.key in demands.blocked for wanted in case.wanted))
+            or any(namespace == placement.namespace for namespace, _ in refusals)
+        )
+        known = (case, crew, *taught, *[places.get(replica.key) for replica in crew])
+        out[f"{placement.namespace}/{placement.name}"] = memo.of("states", known, (), told) if plain else told()
+    return out
+
+
+def _of_case(
+    case: Case,
+    replicas: Crew,
+    lessons: tuple[tuple[Learned, ...], ...],
+    demands: Demands,
+    places: dict[str, Assigned | NoPlace],
+    admitted: Admitted,
+    troubles: Faults,
+    issues: dict[str, tuple[Issue, ...]],
+    refusals: dict[tuple[str, str], str],
+    started: dict[str, Start],
+    memo: Memo,
+) -> list[ModelState]:
+    estimates = _estimates(replicas, places, memo)
     by_model: dict[str, list[ReplicaState]] = {}
     for replica in replicas:
         if replica.successor:
@@ -69,22 +105,19 @@ def states(
             if blame:
                 state = ReplicaState(replica.index, UNPLACED, reason=blame.reason, message=blame.message, settles=False)
         by_model.setdefault(wanted.key, []).append(state)
-    out: dict[str, list[ModelState]] = {}
-    for wanted in demands.wanted:
-        owner = f"{wanted.placement.namespace}/{wanted.placement.name}"
-        out.setdefault(owner, []).append(
-            ModelState(
-                wanted,
-                tuple(by_model.get(wanted.key, ())),
-                troubles.by_model.get(wanted.key, ()),
-                lessons.get(wanted.key, ()),
-                estimates.get(wanted.key),
-            )
+    return [
+        ModelState(
+            wanted,
+            tuple(by_model.get(wanted.key, ())),
+            troubles.by_model.get(wanted.key, ()),
+            taught,
+            estimates.get(wanted.key),
         )
-    return out
+        for wanted, taught in zip(case.wanted, lessons, strict=True)
+    ]
 
 
-def _estimates(replicas: list[Replica], places: Places, memo: Memo) -> dict[str, Manifest]:
+def _estimates(replicas: Crew, places: Places, memo: Memo) -> dict[str, Manifest]:
     """What each model whose config is known is expected to need at the share it has or would have."""
     out: dict[str, Manifest] = {}
     for replica in replicas:
@@ -122,14 +155,20 @@ def statuses(
         if placement.deleting:
             continue
         owner = f"{placement.namespace}/{placement.name}"
-        mine, told = models.get(owner, []), issues.get(owner, ())
-        notices = _notices(mine, ledger, binding)
+        mine, told = models.get(owner, _NOTHING), issues.get(owner, ())
+        gpus = memo.of("gpus", (mine,), (), partial(_gpus, mine))
+        there = [ledger.get(uuid) for uuid in gpus]
+        notices = memo.of("notices", (gpus, snapshot.policy, *there), (), partial(_notices, gpus, ledger, binding))
+        if memo.has("status says so", (placement, mine, notices), (told,)):
+            continue
         said = (tuple((m.wanted.key, m.replicas, m.faults, m.learned) for m in mine), told, tuple(notices))
         if memo.has("status stands", (placement,), (said,)):
+            memo.of("status says so", (placement, mine, notices), (told,), lambda: True)
             continue
         status = placement_status(placement, mine, told, notices, snapshot.now)
         if canonical(status) == placement.status.raw:
             memo.of("status stands", (placement,), (said,), lambda: True)
+            memo.of("status says so", (placement, mine, notices), (told,), lambda: True)
             continue
         written.append(WriteStatus(placement.namespace, placement.name, status))
         events.extend(_told(placement, mine, told))
@@ -150,19 +189,25 @@ def _recovered(placement: Placement, models: list[ModelState], now: float) -> li
     return found
 
 
-def _notices(models: list[ModelState], ledger: dict[str, Account], binding: Binding) -> list[Notice]:
+def _gpus(models: list[ModelState]) -> tuple[str, ...]:
+    """What the pods of a placement are on."""
+    return tuple(
+        sorted(
+            {
+                uuid
+                for model in models
+                for state in model.replicas
+                if state.pod and state.allocation
+                for uuid in state.allocation.gpus
+            }
+        )
+    )
+
+
+def _notices(uuids: tuple[str, ...], ledger: dict[str, Account], binding: Binding) -> list[Notice]:
     """Trouble on the GPUs of a placement that is not its own doing."""
     over: list[str] = []
     conflicts: list[str] = []
-    uuids = sorted(
-        {
-            uuid
-            for model in models
-            for state in model.replicas
-            if state.pod and state.allocation
-            for uuid in state.allocation.gpus
-        }
-    )
     for uuid in uuids:
         account = ledger.get(uuid)
         if account is None:

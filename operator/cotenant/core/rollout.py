@@ -32,6 +32,8 @@ class _Turns:
         self.starting: dict[str, str] = {}
         self.leaving: dict[str, str] = {}
         for pod in pods:
+            if pod.ready and not pod.deleting:
+                continue
             for uuid in pod.allocation.gpus if pod.allocation else ():
                 if pod.deleting and pod.ended is None:
                     self.leaving.setdefault(uuid, pod.name)
@@ -72,12 +74,13 @@ def admit(
 ) -> Admitted:
     """Leaves first, then starts in order of priority and age. `pending` says why GPUs are not ours yet, `retry_at` when a fault's back-off ends."""
     turns = _Turns(pods)
-    budget = _Budget(replicas, places)
+    leaving = {leave.replica.wanted.key for leave in changes.leaves if leave.replica}
+    budget = _Budget([replica for replica in replicas if replica.wanted.key in leaving] if leaving else [], places)
     waits: dict[str, NoPlace] = {}
     leaves = [leave for leave in sorted(changes.leaves, key=_leave_order) if _may_leave(leave, turns, budget, waits)]
     starts: list[Start] = []
     wake: list[float] = []
-    names = {(pod.namespace, pod.name): pod for pod in pods}
+    names = {(pod.namespace, pod.name): pod for pod in pods} if changes.starts else {}
     for start in sorted(changes.starts, key=_start_order):
         until = retry_at.get(start.replica.key, 0.0)
         if until > now:

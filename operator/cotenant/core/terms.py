@@ -10,14 +10,14 @@ from cotenant.core.inventory import Inventory, Machine
 from cotenant.core.ledger import Account
 from cotenant.core.memo import Memo
 from cotenant.core.packing.packer import Bin, Demand, Host, Running, Workload
-from cotenant.core.replica import NoPlace, Replica
+from cotenant.core.replica import Crew, NoPlace, Replica
 from cotenant.core.snapshot import Labels, Pod, Policy, matches
 
 LAST = -(10**9)
 """Priority of a successor, which takes nobody's place: what it replaces still serves."""
 
 
-def grouped(replicas: list[Replica]) -> dict[str, list[Replica]]:
+def grouped(replicas: Crew) -> dict[str, list[Replica]]:
     """Replicas that ask for the same, by workload key; one whose remedies changed its ask stands alone."""
     groups: dict[str, list[Replica]] = {}
     for replica in replicas:
@@ -45,19 +45,26 @@ class Kinds:
             self.of[name] = numbers[signature]
 
 
-def kinds(replicas: list[Replica], inventory: Inventory, memo: Memo) -> Kinds:
+def kinds(crews: list[Crew], inventory: Inventory, memo: Memo) -> Kinds:
     """The kinds of machines for these replicas."""
     selectors: set[Labels] = set()
     named: set[str] = set()
-    for replica in replicas:
-        placement = replica.wanted.placement
-        selectors.add(placement.selector)
-        named.update(placement.names)
-        selectors.update(other.selector for other in replica.wanted.model.per_node)
-        named.update(inventory.devices[uuid].node for uuid in replica.avoid if uuid in inventory.devices)
+    for crew in crews:
+        selected, names, avoided = memo.of("told apart", (crew,), (), partial(_told_apart, crew))
+        selectors |= selected
+        named |= names
+        named.update(inventory.devices[uuid].node for uuid in avoided if uuid in inventory.devices)
     machines = tuple(inventory.machines.values())
     told = (frozenset(selectors), frozenset(named))
     return memo.of("kinds", machines, told, partial(Kinds, machines, *told))
+
+
+def _told_apart(crew: Crew) -> tuple[set[Labels], set[str], set[str]]:
+    """The selectors, the nodes by name and the GPUs to avoid that replicas speak of."""
+    selectors = {replica.wanted.placement.selector for replica in crew}
+    selectors |= {other.selector for replica in crew for other in replica.wanted.model.per_node}
+    names = {name for replica in crew for name in replica.wanted.placement.names}
+    return selectors, names, {uuid for replica in crew for uuid in replica.avoid}
 
 
 def hosts(
@@ -68,6 +75,7 @@ def hosts(
     kinds: Kinds,
     outside: tuple[Pod, ...],
     policy: Policy,
+    memo: Memo,
 ) -> tuple[Host, ...]:
     """Every machine; those that are closed with the reason. `outside` are engines this plan does not place."""
     outside_use: dict[str, int] = {}
@@ -80,29 +88,49 @@ def hosts(
             outside_use[uuid] = outside_use.get(uuid, 0) + pod.allocation.bytes + pod.allocation.overrun
     out = []
     for name, machine in inventory.machines.items():
-        bins = []
-        note = machine.lost or machine.closed
-        for device in machine.devices:
-            if why := usable(device.uuid):
-                note = note or why
-                continue
-            used = outside_use.get(device.uuid, 0) + _foreign(ledger[device.uuid])
-            bins.append(Bin(device.uuid, device.usable, min(used, device.usable), device.island, cost(device.uuid)))
-        taken = asked.get(name, 0)
-        out.append(
-            Host(
-                name=name,
-                kind=kinds.of[name],
-                bins=tuple(bins),
-                cpu=max(0, machine.node.cpu - taken * policy.default_cpu),
-                memory=max(0, machine.node.memory - taken * policy.default_memory),
-                product=machine.product,
-                cost=machine.largest >> 30 or 1,
-                ready=bool(bins) and not (machine.closed or machine.lost),
-                note=note or ("" if machine.devices else "it reports no GPU"),
-            )
+        gpus = tuple(device.uuid for device in machine.devices)
+        there = tuple(ledger[uuid] for uuid in gpus)
+        told = (
+            kinds.of[name],
+            tuple(map(usable, gpus)),
+            tuple(map(cost, gpus)),
+            tuple(outside_use.get(uuid, 0) for uuid in gpus) if outside_use else (),
+            asked.get(name, 0),
         )
+        out.append(memo.of("host", (machine, policy, *there), told, partial(_host, machine, policy, there, *told)))
     return tuple(out)
+
+
+def _host(
+    machine: Machine,
+    policy: Policy,
+    accounts: tuple[Account, ...],
+    kind: int,
+    unusable: tuple[str, ...],
+    costs: tuple[int | None, ...],
+    outside: tuple[int, ...],
+    taken: int,
+) -> Host:
+    bins = []
+    note = machine.lost or machine.closed
+    for account, why, cost, beside in zip(accounts, unusable, costs, outside or (0,) * len(accounts), strict=True):
+        device = account.device
+        if why:
+            note = note or why
+            continue
+        used = beside + _foreign(account)
+        bins.append(Bin(device.uuid, device.usable, min(used, device.usable), device.island, cost))
+    return Host(
+        name=machine.node.name,
+        kind=kind,
+        bins=tuple(bins),
+        cpu=max(0, machine.node.cpu - taken * policy.default_cpu),
+        memory=max(0, machine.node.memory - taken * policy.default_memory),
+        product=machine.product,
+        cost=machine.largest >> 30 or 1,
+        ready=bool(bins) and not (machine.closed or machine.lost),
+        note=note or ("" if machine.devices else "it reports no GPU"),
+    )
 
 
 def _foreign(account: Account) -> int:
@@ -117,12 +145,8 @@ def _foreign(account: Account) -> int:
     return min(account.foreign, max(0, device.usable - account.reserved - account.promised))
 
 
-def workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy, memo: Memo) -> Workload | NoPlace:
+def workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy) -> Workload | NoPlace:
     """One model's replicas; NoPlace where no kind of machine could ever take them."""
-    return memo.of("workload", (kinds, policy, *members), (key,), partial(_workload, key, members, kinds, policy))
-
-
-def _workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy) -> Workload | NoPlace:
     first = members[0]
     wanted, model = first.wanted, first.wanted.model
     demands: list[Demand | None] = []
