@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -156,10 +157,11 @@ class Bench:
             yield pid, take()
 
     @contextmanager
-    def lurking(self, gib: int) -> Iterator[tuple[int, Callable[[], int]]]:
-        """The same, that takes its memory only when told to; telling gives torch's total."""
+    def lurking(self, gib: int, card: str = "") -> Iterator[tuple[int, Callable[[], int]]]:
+        """The same, that takes its memory only when told to, of the card named; telling gives torch's total."""
         words = [sys.executable, "-c", STRANGER, str(gib)]
-        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        env = {**os.environ, **({"CUDA_VISIBLE_DEVICES": card} if card else {})}
+        with subprocess.Popen(words, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             ours, theirs = process.stdin, process.stdout
             assert ours
             assert theirs

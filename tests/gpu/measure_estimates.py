@@ -38,6 +38,8 @@ from cotenant.core.vllm import Engine, Sizing, command, environment, settle
 AHEAD = 3
 """Engines that import while another one is on the card."""
 FIRST_PORT = 28123
+CARD = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+"""The one card to use, by index or UUID."""
 GATE = "Initializing a V1 LLM engine"
 """The engine core's last line before it makes its worker, which takes the device (vLLM 0.26 to 0.33, `v1/engine/core.py`)."""
 LEAST_SECONDS = 75
@@ -241,7 +243,7 @@ class Started:
 
     def strangers(self) -> set[int]:
         """Processes on the card that are not this engine's: they would spoil what vLLM books."""
-        query = ["nvidia-smi", "-i", "0", "--query-compute-apps=pid", "--format=csv,noheader,nounits"]
+        query = ["nvidia-smi", "-i", CARD, "--query-compute-apps=pid", "--format=csv,noheader,nounits"]
         found = subprocess.run(query, check=False, capture_output=True, text=True).stdout.split()
         return {int(pid) for pid in found if pid.isdigit() and group(int(pid)) != self.engine.pid}
 
@@ -319,8 +321,8 @@ def used() -> int:
 
 
 def smi(fields: str) -> str:
-    """What nvidia-smi says of the first card."""
-    query = ["nvidia-smi", "-i", "0", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    """What nvidia-smi says of the card."""
+    query = ["nvidia-smi", "-i", CARD, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     return subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from tests.cluster.api import ApiError
+from urllib3.exceptions import HTTPError
+
+from tests.cluster.api import Api, ApiError, Object
 from tests.gpu.bench import Bench
 from tests.node.world import MODELS, SYSTEM
 
@@ -25,44 +27,55 @@ PROMPT, ANSWER = 1500, 128
 
 def load(bench: Bench, out: Figures) -> None:
     """24B at 70 % and 2B at 20 % with CUDA graphs and all defaults; ten minutes of requests; every second's use beside the ledger."""
-    entries = [
-        bench.entry("chat", "mistral-24b", "70%", eager=False),
-        bench.entry("ocr", "qwen-2b", "20%", eager=False),
-    ]
     begin = time.monotonic()
-    bench.apply("founding", entries)
+    bench.apply("founding", _founding(bench))
     bench.await_ready("founding", PATIENCE)
     out["bothReadySeconds"] = round(time.monotonic() - begin)
-    out["readySeconds"], out["flags"] = bench.started("founding"), bench.flags("founding")
-    out["arguments"] = {
-        name: pod["spec"]["containers"][0]["args"] for name, pod in bench.world.engines("founding").items()
-    }
-    out["ledger"] = ledger(bench)
-    seconds = min(LOAD_SECONDS, bench.ends - time.monotonic())
-    samples: list[Figures] = []
-    with requests(bench, "founding", workers=24) as answered:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            samples.append(_sample(bench))
-            time.sleep(max(0.0, 1 - time.monotonic() % 1))
-    after = ledger(bench)
-    out["ledgerAfter"] = after
-    expected = min(out["ledger"]["expected"], after["expected"])
-    out["load"] = {
-        "seconds": round(seconds),
-        "samples": len(samples),
-        "answered": dict(answered),
-        "usedMost": max(each["used"] for each in samples),
-        "expected": expected,
-        "secondsOverLedger": sum(each["used"] > expected for each in samples),
-        "tenantsMost": {
-            pod: max(each["tenants"].get(pod, 0) for each in samples) for pod in bench.world.engines("founding")
-        },
-        "faults": [fault for model in ("chat", "ocr") if (fault := bench.world.fault("founding", model))],
-    }
-    (bench.out / "load-seconds.json").write_text(json.dumps(samples))
-    out["learned"] = _learned(bench, "founding")
+    _facts(bench, out)
+    with pressed(bench, "founding", out):
+        time.sleep(max(1.0, min(LOAD_SECONDS, bench.ends - time.monotonic())))
     bench.say(f"load: {out['load']}")
+
+
+def cards4(bench: Bench, out: Figures) -> None:
+    """On four cards at once: the load above on one, two pairs of ranks on two of which a worker is killed, then the stranger."""
+    begin = time.monotonic()
+    bench.apply("founding", _founding(bench))
+    bench.apply("pairs", _pairs(bench), headroom="5%")
+    bench.world.until("places", lambda: _placed(bench, "founding") + _placed(bench, "pairs") == 4, 60)
+    bench.say(f"placed: {[bench.world.replicas(name) for name in ('founding', 'pairs')]}")
+    bench.await_ready("founding", PATIENCE)
+    out["foundingReadySeconds"] = round(time.monotonic() - begin)
+    _facts(bench, out)
+    with pressed(bench, "founding", out):
+        bench.await_ready("pairs", PATIENCE)
+        out["pairsReadySeconds"] = round(time.monotonic() - begin)
+        with _recorded(out, "worker"):
+            _kill_worker(bench, out.setdefault("worker", {}))
+        time.sleep(max(1.0, min(LOAD_SECONDS, bench.ends - 110 - time.monotonic())))
+    bench.say(f"load: {out['load']}")
+    _squeeze(bench, out.setdefault("squeezed", {}), "founding")
+
+
+def _founding(bench: Bench) -> list[Object]:
+    return [bench.entry("chat", "mistral-24b", "70%", eager=False), bench.entry("ocr", "qwen-2b", "20%", eager=False)]
+
+
+def _pairs(bench: Bench) -> list[Object]:
+    return [
+        bench.entry("big", "mistral-24b", "45%", tensorParallelSize=2),
+        bench.entry("small", "llama-8b", "45%", tensorParallelSize=2),
+    ]
+
+
+def _facts(bench: Bench, out: Figures) -> None:
+    out["readySeconds"], out["flags"] = bench.started("founding"), bench.flags("founding")
+    engines = bench.world.engines("founding")
+    out["arguments"] = {name: pod["spec"]["containers"][0]["args"] for name, pod in engines.items()}
+
+
+def _placed(bench: Bench, placement: str) -> int:
+    return sum(bool(each.get("gpus")) for each in bench.world.replicas(placement).values())
 
 
 def grows(bench: Bench, out: Figures) -> None:
@@ -102,49 +115,49 @@ def squeezed(bench: Bench, out: Figures) -> None:
     """20 GiB of nobody's in the way of an engine that must start again: told on one card, moved where there is another."""
     bench.apply("squeezed", [bench.entry("chat", "mistral-24b", "70%"), bench.entry("ocr", "qwen-2b", "20%")])
     bench.await_ready("squeezed", PATIENCE)
-    here = bench.world.replicas("squeezed")["ocr/0"]["gpus"]
-    others = [gpu.uuid for gpu in bench.world.lab.gpus if gpu.uuid not in here]
-    out["ocrWas"], out["chatIs"] = here, bench.world.replicas("squeezed")["chat/0"]["gpus"]
-    if out["chatIs"] != here or here != [bench.world.lab.gpus[0].uuid]:
-        raise AssertionError(f"both were expected on the first card: {out}")
-    before = bench.world.engines("squeezed")["squeezed-ocr-0"]["metadata"]["uid"]
-    chat = bench.world.engines("squeezed")["squeezed-chat-0"]["metadata"]["uid"]
-    with bench.lurking(20) as (pid, take):
+    _squeeze(bench, out, "squeezed")
+
+
+def _squeeze(bench: Bench, out: Figures, name: str) -> None:
+    out["ocrWas"] = bench.world.replicas(name)["ocr/0"]["gpus"]
+    ocr, chat = f"{name}-ocr-0", f"{name}-chat-0"
+    before, neighbour = _uid(bench, ocr), _uid(bench, chat)
+    others = len(bench.world.lab.gpus) > 1
+    with bench.lurking(20, card=out["ocrWas"][0]) as (pid, take):
         begin = time.monotonic()
         os.kill(process_of(before, b"EngineCore"), signal.SIGKILL)
         take()
         out["stranger"] = pid
         if others:
-            bench.world.until("another pod", lambda: _uid(bench, "squeezed-ocr-0") not in ("", before), 90)
-            bench.await_ready("squeezed", PATIENCE)
+            bench.world.until("another pod", lambda: _uid(bench, ocr) not in ("", before), 90)
+            bench.await_ready(name, PATIENCE)
             out["readyAgainSeconds"] = round(time.monotonic() - begin)
-            out["ocrIs"] = bench.world.replicas("squeezed")["ocr/0"]["gpus"]
+            out["ocrIs"] = bench.world.replicas(name)["ocr/0"]["gpus"]
         else:
-            out["told"] = bench.world.until("it is told", lambda: _told(bench, pid), 90)
+            out["told"] = bench.world.until("it is told", lambda: _told(bench, name, pid), 90)
             out["toldSeconds"] = round(time.monotonic() - begin)
             bench.world.steady(15)
-            out["stillTold"] = _told(bench, pid)
-        out["conflict"] = bench.world.condition("squeezed", "GPUConflict")
+            out["stillTold"] = _told(bench, name, pid)
+        out["conflict"] = bench.world.condition(name, "GPUConflict")
         out["strangers"] = [each for gpu in bench.world.gpus().values() for each in gpu["strangers"]]
     begin = time.monotonic()
-    bench.await_ready("squeezed", PATIENCE)
+    bench.await_ready(name, PATIENCE)
     out["readyAfterStrangerSeconds"] = round(time.monotonic() - begin)
-    out["fault"] = bench.world.fault("squeezed", "ocr")
-    out["chatUntouched"] = _uid(bench, "squeezed-chat-0") == chat
+    out["fault"] = bench.world.fault(name, "ocr")
+    out["chatUntouched"] = _uid(bench, chat) == neighbour
     bench.say(f"squeezed: {out}")
 
 
 def worker(bench: Bench, out: Figures) -> None:
     """Two models over two cards; `kill -9` of one's second worker: found, its verdict, back on both cards, the other untouched."""
-    entries = [
-        bench.entry("big", "mistral-24b", "45%", tensorParallelSize=2),
-        bench.entry("small", "llama-8b", "45%", tensorParallelSize=2),
-    ]
     begin = time.monotonic()
-    bench.apply("pairs", entries, headroom="5%")
+    bench.apply("pairs", _pairs(bench), headroom="5%")
     bench.await_ready("pairs", 400)
     out["bothReadySeconds"] = round(time.monotonic() - begin)
-    out["ledger"] = ledger(bench)
+    _kill_worker(bench, out)
+
+
+def _kill_worker(bench: Bench, out: Figures) -> None:
     victim, other = _uid(bench, "pairs-small-0"), _uid(bench, "pairs-big-0")
     begin = time.monotonic()
     os.kill(process_of(victim, b"Worker_TP1"), signal.SIGKILL)
@@ -157,16 +170,15 @@ def worker(bench: Bench, out: Figures) -> None:
     out["gpusOf"] = {key: each.get("gpus") for key, each in bench.world.replicas("pairs").items()}
     out["completionTokens"] = bench.complete("pairs")
     out["learned"] = _learned(bench, "pairs")
-    out["ledgerAfter"] = ledger(bench)
     bench.say(f"worker: {out}")
 
 
 # ------------------------------------------------------------------------------------------------------------------ parts
-def ledger(bench: Bench) -> Figures:
-    """The first card as `cotenant map` shows it, asked in the controller's own pod; bytes."""
+def ledger(bench: Bench, uuid: str = "") -> Figures:
+    """One card, by default the first, as `cotenant map` shows it, asked in the controller's own pod; bytes."""
     words = ["exec", "-n", SYSTEM, "deploy/cotenant-controller", "--", "cotenant", "map", "-o", "json"]
     (node,) = json.loads(bench.world.lab.kubectl(*words))["nodes"]
-    found: Figures = next(gpu for gpu in node["gpus"] if gpu["uuid"] == bench.world.lab.gpus[0].uuid)
+    found: Figures = next(gpu for gpu in node["gpus"] if gpu["uuid"] == (uuid or bench.world.lab.gpus[0].uuid))
     return found
 
 
@@ -183,6 +195,47 @@ def process_of(uid: str, title: bytes) -> int:
 
 
 @contextmanager
+def pressed(bench: Bench, placement: str, out: Figures) -> Iterator[None]:
+    """Requests for the length of a block; what its first model's GPU holds each second, beside the ledger before and after."""
+    uuid = bench.world.replicas(placement)["chat/0"]["gpus"][0]
+    before = ledger(bench, uuid)
+    samples: list[Figures] = []
+    begin, stop = time.monotonic(), threading.Event()
+
+    def sample(stream: TextIO) -> None:
+        while not stop.wait(1 - time.monotonic() % 1):
+            gpu = bench.world.gpus()[uuid]
+            held = {each["pod"]: each["used"] for each in gpu["tenants"]}
+            samples.append({"at": round(time.time(), 1), "used": gpu["memory"]["used"], "tenants": held})
+            stream.write(json.dumps(samples[-1]) + "\n")
+            stream.flush()
+
+    with (bench.out / "load-seconds.jsonl").open("w") as stream:
+        sampler = threading.Thread(target=sample, args=(stream,), daemon=True)
+        sampler.start()
+        try:
+            with requests(bench, placement, workers=24) as answered:
+                yield
+        finally:
+            stop.set()
+            sampler.join(10)
+            after = ledger(bench, uuid)
+            out["ledger"], out["ledgerAfter"] = before, after
+            expected = min(before["expected"], after["expected"])
+            pods = {pod for each in samples for pod in each["tenants"]}
+            out["load"] = {
+                "seconds": round(time.monotonic() - begin),
+                "samples": len(samples),
+                "answered": dict(answered),
+                "usedMost": max(each["used"] for each in samples),
+                "expected": expected,
+                "samplesOverLedger": sum(each["used"] > expected for each in samples),
+                "tenantsMost": {pod: max(each["tenants"].get(pod, 0) for each in samples) for pod in sorted(pods)},
+            }
+            out["learned"] = _learned(bench, placement)
+
+
+@contextmanager
 def requests(
     bench: Bench, placement: str, workers: int, more: Figures | None = None, prompt: int = PROMPT
 ) -> Iterator[dict[str, int]]:
@@ -191,15 +244,17 @@ def requests(
     lock, stop = threading.Lock(), threading.Event()
 
     def ask(pod: str, model: str, seed: int) -> None:
+        # a client of its own: the lab's has fewer connections than there are askers
+        client = Api(bench.world.lab.kubeconfig)
         path = f"api/v1/namespaces/{MODELS}/pods/{pod}:8000/proxy/v1/completions"
         while not stop.is_set():
             seed += 1000
             tokens = [(seed * 7919 + position * 31) % 250 for position in range(prompt)]
             body = {"model": model, "prompt": tokens, "max_tokens": ANSWER, "ignore_eos": True, **(more or {})}
             try:
-                bench.world.lab.api.request("POST", path, body)
+                client.request("POST", path, body)
                 key = model
-            except (ApiError, OSError):
+            except (ApiError, OSError, HTTPError):
                 key = f"{model} refused"
                 stop.wait(1)
             with lock:
@@ -216,8 +271,9 @@ def requests(
         yield counts
     finally:
         stop.set()
+        until = time.monotonic() + 20
         for thread in threads:
-            thread.join(30)
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 @contextmanager
@@ -227,15 +283,6 @@ def _recorded(out: Figures, name: str) -> Iterator[None]:
         yield
     except AssertionError as error:
         out[f"{name}Failed"] = str(error).splitlines()[0]
-
-
-def _sample(bench: Bench) -> Figures:
-    gpu = bench.gpu()
-    return {
-        "second": round(time.monotonic() - bench.began, 1),
-        "used": gpu["memory"]["used"],
-        "tenants": {each["pod"]: each["used"] for each in gpu["tenants"]},
-    }
 
 
 def _learned(bench: Bench, placement: str) -> Figures:
@@ -257,10 +304,10 @@ def _uid(bench: Bench, pod: str) -> str:
     return str(found["metadata"]["uid"]) if found else ""
 
 
-def _told(bench: Bench, pid: int) -> Figures | None:
+def _told(bench: Bench, name: str, pid: int) -> Figures | None:
     """Its phase and words once they say that it waits, and the stranger is known."""
-    replica = bench.world.replicas("squeezed")["ocr/0"]
-    conflict = bench.world.condition("squeezed", "GPUConflict")
+    replica = bench.world.replicas(name)["ocr/0"]
+    conflict = bench.world.condition(name, "GPUConflict")
     known = str(pid) in str(conflict.get("message"))
     waits = replica["phase"] in ("Unplaced", "Waiting", "Pending") and replica.get("message")
     return {"replica": replica, "conflict": conflict} if waits and known else None
@@ -268,6 +315,7 @@ def _told(bench: Bench, pid: int) -> Figures | None:
 
 UPSETS: dict[str, Callable[[Bench, Figures], None]] = {
     "load": load,
+    "cards4": cards4,
     "grows": grows,
     "squeezed": squeezed,
     "worker": worker,
