@@ -15,13 +15,16 @@ def activation(config: ModelConfig, engine: Engine, ranks: int, tokens: int, seq
     """The larger of a step of `tokens` through the widest layer, what compiling takes, the sampler, and the vision tower on its
     largest images.
     """
-    step = _step(config, ranks, tokens, dtype)
-    compiled = _compiling(config, engine, ranks, tokens, dtype)
-    value = max(step + fitted.ACTIVATION_BASE, compiled, _sampler(config, sequences))
+    workspace = _workspace(config, ranks, tokens, dtype)
+    step, compiled = _step(config, ranks, tokens, dtype), _compiling(config, engine, ranks, tokens, dtype)
+    sampler = workspace + _sampler(config, sequences)
+    if old_runner(config):
+        sampler += 2 * tokens * config.hidden * dtype  # all hidden states, and noise of their size
+    value = max(step + fitted.ACTIVATION_BASE, compiled, sampler)
     part = _bar(config)
-    high = max(int(step * (1 + part)), compiled, logits(config, sequences, fitted.LOGIT_BYTES_HIGH))
+    high = max(int(step * (1 + part)), compiled, sampler, int(config.vocab * sequences * fitted.LOGIT_BYTES_HIGH))
     high = max(value, high + 2 * fitted.ACTIVATION_BASE)
-    low = int(max(step, _sampler(config, sequences)) * (1 - part))  # what was compiled before is found on disk
+    low = int(max(step, sampler) * (1 - part))  # what was compiled before is found on disk
     source = f"{tokens} tokens and {sequences} sequences a step, {fitted.SOURCE}"
     if compiled == value:
         source = f"a copy of the embedding while vLLM compiles, {tokens} tokens a step; low: compiled before"
@@ -37,18 +40,15 @@ def kept(config: ModelConfig, ranks: int, tokens: int, sequences: int, dtype: in
     sampler's, most of which vLLM makes after it has measured.
     """
     step = _step(config, ranks, tokens, dtype)
-    rows = fitted.KEPT_SEQUENCE * sequences + fitted.KEPT_ROW * min(sequences, fitted.KEPT_ROWS)
-    sampler = fitted.KEPT_BASE + int(config.vocab * rows)
     if old_runner(config):
-        sampler += int(config.vocab * sequences * fitted.KEPT_OLD_RUNNER)
-    value, part = step + sampler, _bar(config)
+        sampler = _sampler(config, sequences)
+    else:
+        rows = fitted.KEPT_SEQUENCE * sequences + fitted.KEPT_ROW * min(sequences, fitted.PROCESSORS)
+        sampler = int(config.vocab * rows)
+    sampler += fitted.KEPT_BASE
+    part = _bar(config)
     high = int(step * (1 + part) + 1.3 * sampler) + fitted.KEPT_BASE
-    return Figure(value, int(step * (1 - part)) // 2 + sampler // 3, high, fitted.SOURCE)
-
-
-def logits(config: ModelConfig, sequences: int, bytes_each: float) -> int:
-    """One row of the vocabulary for each sequence; gathered from all ranks."""
-    return int(config.vocab * sequences * bytes_each)
+    return Figure(step + sampler, int(step * (1 - part)) // 2 + sampler // 3, high, fitted.SOURCE)
 
 
 def old_runner(config: ModelConfig) -> bool:
@@ -73,7 +73,25 @@ def _bar(config: ModelConfig) -> float:
 
 
 def _step(config: ModelConfig, ranks: int, tokens: int, dtype: int) -> int:
-    return max((_layer(block, config.hidden, ranks) for block in config.blocks), default=0) * tokens * dtype
+    widest = max((_layer(block, config.hidden, ranks) for block in config.blocks), default=0)
+    return _workspace(config, ranks, tokens, dtype) + widest * tokens * dtype
+
+
+def _workspace(config: ModelConfig, ranks: int, tokens: int, dtype: int) -> int:
+    """Two buffers that fused experts make in their first step and keep: for the halves and the product of each active expert,
+    and for what goes in and out (`TritonExperts.workspace_shapes`, `WorkspaceManager`).
+    """
+    return max(
+        (
+            block.mlp.active
+            * (max(width, config.hidden) + max((2 if block.mlp.gated else 1) * width, config.hidden))
+            * tokens
+            * dtype
+            for block in config.blocks
+            if block.mlp.experts and (width := -(-block.mlp.expert_intermediate // ranks))
+        ),
+        default=0,
+    )
 
 
 def _compiling(config: ModelConfig, engine: Engine, ranks: int, tokens: int, dtype: int) -> int:
@@ -89,17 +107,18 @@ def _compiling(config: ModelConfig, engine: Engine, ranks: int, tokens: int, dty
 
 
 def _sampler(config: ModelConfig, sequences: int) -> int:
-    each = fitted.LOGIT_BYTES_OLD_RUNNER if old_runner(config) else fitted.LOGIT_BYTES
-    return logits(config, sequences, each)
+    """Rows of the vocabulary, gathered from all ranks."""
+    if old_runner(config):
+        rows = fitted.LOGIT_BYTES_OLD_RUNNER * sequences + 4 * min(sequences, fitted.PROCESSORS)
+    else:
+        rows = fitted.LOGIT_BYTES * sequences
+    return int(config.vocab * rows)
 
 
 def _layer(block: Block, hidden: int, ranks: int) -> int:
-    """Numbers one token needs at once in the widest place of a layer."""
+    """Numbers one token needs at once in the widest place of a layer, beside the workspace of its experts."""
     mlp, attention = block.mlp, block.attention
     dense = fitted.MLP_WIDTHS * -(-mlp.intermediate // ranks)
-    width = -(-mlp.expert_intermediate // ranks)
-    # fused experts: one buffer for both halves and, later, the output of each active expert; one for the product
-    sparse = mlp.active * (max(2 * width, hidden) + width)
     if attention.latent is not None:
         heads = -(-attention.heads // ranks)
         past = heads * (2 * attention.head_dim + 2 * attention.latent.value)
@@ -107,7 +126,7 @@ def _layer(block: Block, hidden: int, ranks: int) -> int:
         past = -(-attention.state.projected // ranks) + 2 * -(-attention.state.channels // ranks)
     else:
         past = (2 * -(-attention.heads // ranks) + 2 * -(-attention.kv_heads // ranks)) * attention.head_dim
-    return max(dense + sparse, past) + fitted.HIDDEN_WIDTHS * hidden
+    return max(dense, past) + fitted.HIDDEN_WIDTHS * hidden
 
 
 def _images(config: ModelConfig, engine: Engine, tokens: int, dtype: int) -> int:

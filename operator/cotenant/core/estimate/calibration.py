@@ -28,6 +28,8 @@ LOGIT_BYTES = 5.8
 LOGIT_BYTES_OLD_RUNNER = 14.0
 """Logits in 16 and in 32 bits, probabilities and noise (first runner)."""
 LOGIT_BYTES_HIGH = 16.0
+PROCESSORS = 132
+"""Multiprocessors of an H100 or H200: the sampler's kernels keep a row of the vocabulary for each."""
 GRAPH_BOOKED_BASE = int(0.1 * GIB)
 """What the first runner sets aside for graphs: the largest of each kind as captured to see, 1 MiB at least for each other."""
 GRAPH_BOOKED = int(6 * MIB)
@@ -42,9 +44,7 @@ KEPT_BASE = int(0.15 * GIB)
 KEPT_SEQUENCE = 8.0
 """Per sequence and word: counts for penalties (4 bytes and a bit), and what warming the sampler up leaves."""
 KEPT_ROW = 9.0
-KEPT_ROWS = 132
-"""The same for as many sequences as the card has multiprocessors: buffers of the sampler's kernels (H100, H200)."""
-KEPT_OLD_RUNNER = 6.0
+"""The same for as many sequences as the card has multiprocessors: buffers of the sampler's kernels."""
 GRAPH_BASE = int(0.08 * GIB)
 GRAPH_LAYER = int(0.27 * MIB)
 """What captured graphs really take, per layer and size."""
