@@ -64,10 +64,11 @@ def run(stage: Stage) -> list[Case]:
         stage.sim.add_node(node, H100, 2)
         if case.fault and not case.at_run_time:
             stage.sim.on_start(f"deaths/c{number}-m-*", case.fault, after=20.0)
+    begun: dict[int, float] = {}
     for number, case in enumerate(todo):
+        begun[number] = time.time()  # the first dies before the last is applied
         entry = model("m", "40%", onOutOfMemory=ALLOWED, **case.spec)
         stage.apply(f"c{number}", entry, nodes={"names": [f"d{number}"]})
-    begun = dict.fromkeys(range(len(todo)), time.time())
     waiting = {number for number, case in enumerate(todo) if case.at_run_time}
     left = set(range(len(todo)))
     deadline = time.monotonic() + PATIENCE

@@ -31,9 +31,12 @@ VALUES: Object = {
     },
     "injection": {"style": "auto"},
     "agent": {"image": _IMAGE, "intervalSeconds": 1, "logLevel": "DEBUG"},
-    "engines": [{"name": "vllm", "image": images.ENGINE, "version": "0.33.0"}],
+    "engines": [
+        {"name": "vllm", "image": images.ENGINE, "version": "0.33.0"},
+        {"name": "nowhere", "image": "localhost/lab/not-there:1", "version": "0.33.0"},
+    ],
     "holder": {"image": PAUSE_IMAGE, "idleSeconds": 5},
-    "policy": {"defaultCPU": "50m", "defaultMemory": "64Mi"},
+    "policy": {"defaultCPU": "50m", "defaultMemory": "64Mi", "startTimeoutSeconds": 20},
 }
 """The chart's values here: images that are there, small requests, and the injection style as the cluster's objects say."""
 
