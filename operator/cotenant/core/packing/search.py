@@ -40,9 +40,13 @@ class Effort:
     def spend(self, amount: int) -> bool:
         """Count this; False once it is time to stop."""
         self.spent += amount
+        return not self.is_late() and self.spent < self.limit
+
+    def is_late(self) -> bool:
+        """Whether the caller wants an end."""
         if self.keep_going is not None and not self.stopped:
             self.stopped = not self.keep_going()
-        return not self.stopped and self.spent < self.limit
+        return self.stopped
 
 
 class Search:
@@ -65,6 +69,8 @@ class Search:
         self.worth = [0] * len(board.workloads)
         """What a rank is worth of what its GPU costs, in cost units / PRICE_SCALE; the LP's prices where they are known."""
         self.noise = 0
+        self.kept = False
+        """Whether there is a placement of everything to come back to."""
 
     # ------------------------------------------------------------------------------------------------------- marks
     def mark(self) -> Mark:
@@ -138,9 +144,11 @@ class Search:
         yield ("scarce-cheapest", scarce, True)
 
     def place_all(self, order: list[int], cheapest: bool = False) -> None:
-        """Place these in this order, each on its best spot; home first where it has one."""
+        """Place these in this order, each on its best spot; ends early where time is up and there is something to keep."""
         board = self.board
-        for r in order:
+        for at, r in enumerate(order):
+            if at % 1024 == 1023 and self.kept and self.effort.is_late():
+                return
             if not board.spot[r]:
                 spot = self.spot(r, cheapest)
                 if spot:
@@ -180,6 +188,7 @@ class Search:
             mark = self.mark()
             if best is None or mark < best[0]:
                 best = (mark, self.spots())
+                self.kept = True
         if best is not None:
             self.restore(best[1])
 
