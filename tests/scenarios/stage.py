@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +37,15 @@ class Stage:
     def end_controller(self) -> None:
         """SIGTERM, and wait for its end."""
         self.cluster.processes.end("controller")
+
+    def series(self, name: str) -> dict[str, float]:
+        """One series of the controller's /metrics: value by labels as written, e.g. `verdict="Killed"`."""
+        log = (self.cluster.processes.logs / "controller.log").read_text(errors="replace")
+        port = re.findall(r"/metrics on port (\d+)", log)[-1]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        found = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", text, re.M)
+        return {labels: float(value) for labels, value in found}
 
     # ----------------------------------------------------------------------------------------------------- a world each
     def new_namespace(self, name: str) -> None:

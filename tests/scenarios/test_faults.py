@@ -10,6 +10,7 @@ from tests.scenarios.stage import Stage, gpus, model
 from tests.sim import GIB
 
 pytestmark = pytest.mark.cluster
+COUNTED = ("cotenant_faults_total", "cotenant_remedies_total", "cotenant_recovery_seconds_count")
 RTX = "NVIDIA-RTX-PRO-6000-Blackwell"
 H100 = "NVIDIA-H100-80GB-HBM3"
 
@@ -20,6 +21,7 @@ def test_a_dead_engine_is_replaced(stage: Stage, fault: str) -> None:
     stage.apply("p", model("a", "40%"), model("b", "30%"))
     stage.until_ready("p")
     before = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in stage.pods("p")}
+    counted = {name: sum(stage.series(name).values()) for name in COUNTED}
 
     stage.sim.fault(f"{stage.namespace}/p-a-0", fault)
     stage.until(lambda: stage.condition("p", "Ready").get("status") == "False", 20, "Ready to be false")
@@ -28,6 +30,9 @@ def test_a_dead_engine_is_replaced(stage: Stage, fault: str) -> None:
     after = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in stage.pods("p")}
     assert after["p-a-0"] != before["p-a-0"]
     assert after["p-b-0"] == before["p-b-0"]
+    assert {name: sum(stage.series(name).values()) - was for name, was in counted.items()} == dict.fromkeys(COUNTED, 1)
+    verdict = stage.placement("p")["status"]["models"][0]["lastFault"]["reason"]
+    assert f'verdict="{verdict}"' in stage.series("cotenant_recovery_seconds_count")
 
 
 def test_a_missing_token_secret_is_named_and_healed(stage: Stage) -> None:
