@@ -62,7 +62,7 @@ def main() -> int:
             if outcome.broken:
                 failed.append(outcome)
                 print(f"seed {outcome.seed}: {outcome.broken}", flush=True)
-            if done % 1000 == 0:
+            if done % 250 == 0:
                 print(f"{done} histories, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     seconds = time.monotonic() - begun
     print(
