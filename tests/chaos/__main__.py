@@ -20,7 +20,7 @@ MODELS = {"sim/tiny": ModelSpec(2 * GIB, 32_768, 8192)}
 NOT_HERE = {
     Kind.STOPPED: "no fault: we deleted it",
     Kind.KILLED: "a kubelet's doing; tests/node",
-    Kind.EVICTED: "a kubelet's doing; judged in tests/core",
+    Kind.EVICTED: "a kubelet's doing; tests/node reboots one",
     Kind.IMAGE_MISSING: "the catalogue's image is good here; tests/node",
     Kind.UNSCHEDULABLE: "judged in tests/core",
 }

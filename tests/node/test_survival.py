@@ -34,6 +34,14 @@ def test_a_death_whose_cause_is_only_in_the_log_is_told_by_its_cause(world: Worl
     assert "OutOfMemoryError" not in endings[OCR].get("message", "")
 
 
+def test_an_engine_killed_from_outside_is_told_so(world: World, sparrow: str) -> None:
+    status = world.engines(sparrow)[OCR]["status"]["containerStatuses"][0]
+
+    world.lab.kill_container(status["containerID"].removeprefix("containerd://"))
+    world.until("its fault", lambda: world.fault(sparrow, "dots-ocr").get("reason") == "Killed")
+    world.await_ready(sparrow)
+
+
 def test_host_memory_used_up_is_told_from_gpu_memory(world: World) -> None:
     with world.placed("hungry", {"eater": "5%"}, each={"resources": {"memory": "128Mi"}}):
         world.await_ready("hungry")
@@ -111,6 +119,7 @@ def test_after_a_reboot_all_come_back_one_after_the_other(world: World, sparrow:
     world.lab.power_on()
     world.until("new pods", lambda: not set(uids(world.engines(sparrow)).values()) & set(before.values()))
     world.await_ready(sparrow)
+    assert world.fault(sparrow, "dots-ocr")["reason"] == "Evicted"
 
     assert_in_turn(world, sparrow)
     assert_told_apart(world)
