@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cotenant.core.estimate.advice import auto_share, refuse
+from cotenant.core.estimate.advice import at_share, auto_share, refuse
 from cotenant.core.estimate.engine import Taught
 from cotenant.core.inventory import Machine
 from cotenant.core.learn import recall
@@ -41,7 +41,7 @@ def ask(replica: Replica, machine: Machine, policy: Policy) -> Ask | NoPlace:
     utilization = share.utilization(machine.smallest)
     granted = utilization.of(machine.largest)
     taught = known(replica, machine.product, str(utilization), policy)
-    overrun = taught.overrun if taught and taught.overrun is not None else policy.overrun
+    overrun = taught.overrun if taught and taught.overrun is not None else _overrun(replica, granted, policy)
     if utilization.ten_thousandths > SCALE:
         return Ask(utilization, granted, overrun, length)  # the packer says who comes nearest
     if config is not None and replica.share is None and not (taught and taught.kv_cache_tokens):
@@ -51,6 +51,14 @@ def ask(replica: Replica, machine: Machine, policy: Policy) -> Ask | NoPlace:
             would = f"; {percent}% of a {machine.product} would do" if 0 < percent <= 100 else ""
             return NoPlace(refusal.reason, refusal.message + would)
     return Ask(utilization, granted, overrun, length)
+
+
+def _overrun(replica: Replica, share: int, policy: Policy) -> int:
+    """What to plan with beyond a share until it is learned: the estimate's upper bar, or the setting where nobody knows the model."""
+    model, config = replica.wanted.model, replica.config
+    if config is None or not config.known:
+        return policy.overrun
+    return max(0, at_share(config, model.engine, model.tensor_parallel, share).overrun.high)
 
 
 def _as_it_runs(replica: Replica, machine: Machine, policy: Policy) -> Percent | None:

@@ -142,6 +142,10 @@ class ReplicaMemory:
     index: int
     phase: str
     since: float
+    node: str = ""
+    gpus: tuple[str, ...] = ()
+    """Where it has its place; empty where it has none."""
+    utilization: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +398,7 @@ class Policy:
     headroom: int = 500
     """Ten-thousandths; 5 %."""
     overrun: int = 3 * GIB
-    """Per rank until learned (measured 0.5 to 3.0 GiB on an H200, vLLM 0.26.0, 2026-11-21)."""
+    """Per rank until learned, of a model whose config is not known (measured 0.5 to 3.0 GiB on an H200, vLLM 0.26.0, 2026-11-21)."""
     engines: tuple[EngineImage, ...] = ()
     max_tenants_per_gpu: int = 16
     max_moves: int = 8
