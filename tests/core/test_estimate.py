@@ -147,6 +147,13 @@ def test_latent_attention_is_the_same_on_every_rank() -> None:
     assert estimate(config, Engine(), 8).token_bytes == estimate(config, Engine(), 1).token_bytes
 
 
+def test_a_latent_that_vllm_unpacks_is_remembered_in_full() -> None:
+    latent = {"q_lora_rank": 768, "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64}
+    config = model(model_type="minicpm3", num_attention_heads=40, num_hidden_layers=62, **latent)
+
+    assert estimate(config, Engine()).token_bytes.value == 62 * 2 * 40 * (64 + 32) * 2
+
+
 def test_windows_keep_less_and_are_said_to() -> None:
     found = estimate(named("google/gemma-3-27b-it"), Engine(max_num_batched_tokens=2048))
 

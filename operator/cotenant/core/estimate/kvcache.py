@@ -146,7 +146,7 @@ def _token_bytes(attention: Attention, ranks: int, bits: float) -> int:
     """Bytes of one token in one layer."""
     if attention.kind is AttentionKind.STATE:
         return 0
-    if attention.latent is not None:
+    if attention.kind is AttentionKind.LATENT and attention.latent is not None:
         return int((attention.latent.kv_rank + attention.latent.rope) * bits / 8)
     return int(2 * -(-attention.kv_heads // ranks) * attention.head_dim * bits / 8)
 

@@ -94,7 +94,12 @@ def _full(keys: Json, kind: str, family: Family) -> Attention:
             nope=number(keys, "qk_nope_head_dim", 128),
             value=number(keys, "v_head_dim", 128),
         )
-        return Attention(AttentionKind.LATENT, heads, 1, latent.rope + latent.nope, bias=configured, latent=latent)
+        wide = latent.rope + latent.nope
+        if (
+            kind == "minicpm3"
+        ):  # vLLM computes keys and values from the latent first and remembers them in full, values padded
+            return Attention(AttentionKind.FULL, heads, heads, wide, bias=configured, latent=latent)
+        return Attention(AttentionKind.LATENT, heads, 1, wide, bias=configured, latent=latent)
     norm = family.qk_norm
     if kind in ("glm4_moe", "cohere", "stablelm") and flag(keys, "use_qk_norm", flag(keys, "qk_layernorm")):
         norm = QKNorm.FULL if kind == "cohere" else QKNorm.HEAD

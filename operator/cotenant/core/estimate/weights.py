@@ -90,7 +90,7 @@ def _attention(attention: Attention, hidden: int, ranks: int) -> tuple[int, int]
     """Parameters of one layer's matrices, and of its norms, biases and the like, on one rank."""
     if attention.kind is AttentionKind.STATE:
         return _state(attention, hidden, ranks)
-    if attention.kind is AttentionKind.LATENT:
+    if attention.latent is not None:
         return _latent(attention, hidden, ranks)
     heads = split(attention.heads, ranks)
     kv_heads = split(attention.kv_heads, ranks)  # replicated where there are more ranks than heads
@@ -123,7 +123,7 @@ def _absorbed(config: ModelConfig, ranks: int, stored: Quantization | None, dtyp
     return sum(
         block.count * latent.kv_rank * split(block.attention.heads, ranks) * (latent.nope + latent.value) * dtype_bytes
         for block in config.blocks
-        if (latent := block.attention.latent) is not None
+        if block.attention.kind is AttentionKind.LATENT and (latent := block.attention.latent) is not None
     )
 
 
