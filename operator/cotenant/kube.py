@@ -1,4 +1,4 @@
-"""What Cotenant asks of the API server: plain dicts over `kubernetes.aio`. The only importer of `kubernetes`.
+"""How Cotenant reaches the API server: plain dicts over `kubernetes.aio`. The only importer of `kubernetes`.
 
 Objects go in and come out as their YAML would say them. The typed models are strict, slow and drop unknown fields
 (3.6 s and 367 MiB to list 5,000 pods against 0.5 s and 167 MiB for dicts), so they are not used.
@@ -7,14 +7,14 @@ Objects go in and come out as their YAML would say them. The typed models are st
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
-from urllib.parse import quote, urlencode
+from typing import Self
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import yaml
@@ -23,31 +23,12 @@ from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 
 from cotenant import answers
-from cotenant.core.names import FIELD_MANAGER
 from cotenant.core.snapshot import Manifest
-from cotenant.errors import ClusterError, NotFound
+from cotenant.errors import ClusterError
+from cotenant.verbs import ATTEMPTS, REQUEST_SECONDS, Verbs
 
-PLURALS = {
-    ("v1", "Pod"): "pods",
-    ("v1", "Node"): "nodes",
-    ("v1", "Service"): "services",
-    ("v1", "Namespace"): "namespaces",
-    ("v1", "ConfigMap"): "configmaps",
-    ("v1", "ServiceAccount"): "serviceaccounts",
-    ("events.k8s.io/v1", "Event"): "events",
-    ("coordination.k8s.io/v1", "Lease"): "leases",
-    ("apiextensions.k8s.io/v1", "CustomResourceDefinition"): "customresourcedefinitions",
-    ("cotenant.dev/v1alpha1", "ModelPlacement"): "modelplacements",
-    ("cotenant.dev/v1alpha1", "GPUNode"): "gpunodes",
-}
-"""How the paths we use most are spelt; others are asked of the API server once."""
-
-PAGE = 500
-ATTEMPTS = 6
 LONGEST_WAIT = 20.0
-REQUEST_SECONDS = 30.0
 
-Manifests = list[Manifest]
 OnRequest = Callable[[str, str, int, float], None]
 """Called after each attempt with (verb, kind, HTTP status or 0, seconds): for metrics."""
 
@@ -97,20 +78,29 @@ async def _load(kubeconfig: str | None, context: str | None) -> Configuration:
             ) from e
         raise ClusterError(f"reading the kubeconfig {kubeconfig}: {' '.join(str(e).split())}") from e
     configuration.connection_pool_maxsize = 64
+    # left to aiohttp, the proxy and a ~/.netrc are looked up in a thread at every single request
+    configuration.client_session_kwargs = {"trust_env": False}
+    configuration.proxy = configuration.proxy or _proxy(configuration.host)
     return configuration
 
 
-class Kube:
-    """A connection to one API server. Every method raises ClusterError with a sentence when it cannot do what it says.
+def _proxy(server: str) -> str | None:
+    """The proxy that the environment names for an API server; None = none."""
+    address = urlsplit(server)
+    return None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
+
+
+class Kube(Verbs):
+    """A connection to one API server.
 
     Transient trouble (429, 5xx, a lost connection) is retried with back-off before that.
     """
 
     def __init__(self, configuration: Configuration, kubeconfig: str | None, context: str | None) -> None:
+        super().__init__()
         self._configuration = configuration
         self._source = (kubeconfig, context)
         self._rest = RESTClientObject(configuration)
-        self._plurals = dict(PLURALS)
         self._timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, connect=10)
         self.on_request: OnRequest | None = None
 
@@ -149,186 +139,7 @@ class Kube:
             proxy=self._configuration.proxy,
         )
 
-    # ------------------------------------------------------------------------------------------------------ reading
-    async def version(self) -> dict[str, Any]:
-        """What /version says."""
-        return await self._json("GET", "/version", "asking the API server's version", kind="Version")
-
-    async def get(self, api_version: str, kind: str, name: str, namespace: str | None = None) -> Manifest:
-        """One object; NotFound where there is none."""
-        path = await self._path(api_version, kind, namespace, name)
-        return await self._json("GET", path, f"reading {_say(kind, namespace, name)}", kind=kind)
-
-    async def list(
-        self,
-        api_version: str,
-        kind: str,
-        namespace: str | None = None,
-        label_selector: str | None = None,
-        field_selector: str | None = None,
-    ) -> Manifests:
-        """Every object of a kind that is selected, in one namespace or in all."""
-        found: Manifests = []
-        async for items, _ in self.pages(api_version, kind, namespace, label_selector, field_selector):
-            found += items
-        return found
-
-    async def pages(
-        self,
-        api_version: str,
-        kind: str,
-        namespace: str | None = None,
-        label_selector: str | None = None,
-        field_selector: str | None = None,
-    ) -> AsyncIterator[tuple[Manifests, str]]:
-        """The same, page by page, each with the resourceVersion the list as a whole stands at."""
-        path = await self._path(api_version, kind, namespace)
-        query = {"limit": str(PAGE)}
-        if label_selector:
-            query["labelSelector"] = label_selector
-        if field_selector:
-            query["fieldSelector"] = field_selector
-        while True:
-            try:
-                page = await self._json("GET", path, f"listing {self._plural(api_version, kind)}", query, kind=kind)
-            except ClusterError as e:
-                if e.status == 410 and "continue" in query:  # the list took too long: etcd has compacted its version
-                    del query["continue"]
-                    continue
-                raise
-            metadata = page.get("metadata") or {}
-            items = page.get("items") or []
-            for item in items:
-                item["apiVersion"], item["kind"] = api_version, kind  # left out of what a built-in list holds
-            yield items, metadata.get("resourceVersion", "")
-            if not metadata.get("continue"):
-                return
-            query["continue"] = metadata["continue"]
-
-    async def pod_log(
-        self, namespace: str, name: str, tail_lines: int = 400, limit_bytes: int = 65536, container: str | None = None
-    ) -> str:
-        """The end of a pod's log: at most so many lines and so many bytes. One attempt; the caller tries again.
-
-        The API's own limitBytes cuts the end off, where an engine says why it died: more is asked for and cut here.
-        """
-        path = await self._path("v1", "Pod", namespace, name)
-        query = {"tailLines": str(tail_lines), "limitBytes": str(limit_bytes * 8)}
-        if container:
-            query["container"] = container
-        doing = f"reading the log of pod {namespace}/{name}"
-        _, body = await self._request("GET", f"{path}/log", doing, query, kind="Pod/log", attempts=1, seconds=10)
-        return body[-limit_bytes:].decode("utf-8", "replace")
-
-    # ------------------------------------------------------------------------------------------------------ writing
-    async def create(self, manifest: Manifest, field_manager: str = FIELD_MANAGER) -> Manifest:
-        """Make one object; AlreadyExists where the name is taken."""
-        kind, namespace, name = _identity(manifest)
-        path = await self._path(manifest["apiVersion"], kind, namespace)
-        query = {"fieldManager": field_manager}
-        return await self._json("POST", path, f"creating {_say(kind, namespace, name)}", query, manifest, kind=kind)
-
-    async def replace(self, manifest: Manifest, field_manager: str = FIELD_MANAGER) -> Manifest:
-        """Put one whole object; Conflict where its resourceVersion is not the current one."""
-        kind, namespace, name = _identity(manifest)
-        path = await self._path(manifest["apiVersion"], kind, namespace, name)
-        query = {"fieldManager": field_manager}
-        return await self._json("PUT", path, f"replacing {_say(kind, namespace, name)}", query, manifest, kind=kind)
-
-    async def apply(self, manifest: Manifest, field_manager: str = FIELD_MANAGER, force: bool = True) -> Manifest:
-        """Server-side apply: the fields in the manifest become ours and as written, others stay as they are."""
-        return await self._apply(manifest, field_manager, force, "")
-
-    async def apply_status(self, manifest: Manifest, field_manager: str, force: bool = True) -> Manifest:
-        """Server-side apply of the manifest's `status`."""
-        return await self._apply(manifest, field_manager, force, "/status")
-
-    async def _apply(self, manifest: Manifest, field_manager: str, force: bool, subresource: str) -> Manifest:
-        kind, namespace, name = _identity(manifest)
-        path = await self._path(manifest["apiVersion"], kind, namespace, name) + subresource
-        query = {"fieldManager": field_manager, "force": "true" if force else "false"}
-        doing = f"applying {'the status of ' if subresource else ''}{_say(kind, namespace, name)}"
-        media = "application/apply-patch+yaml"
-        return await self._json("PATCH", path, doing, query, manifest, kind=kind + subresource, media=media)
-
-    async def merge(
-        self,
-        api_version: str,
-        kind: str,
-        name: str,
-        patch: Manifest,
-        namespace: str | None = None,
-        subresource: str = "",
-    ) -> Manifest:
-        """JSON merge patch: the keys in the patch take its values, null removes one."""
-        path = await self._path(api_version, kind, namespace, name) + (f"/{subresource}" if subresource else "")
-        doing = f"patching {_say(kind, namespace, name)}"
-        media = "application/merge-patch+json"
-        return await self._json("PATCH", path, doing, {"fieldManager": FIELD_MANAGER}, patch, kind=kind, media=media)
-
-    async def delete(
-        self,
-        api_version: str,
-        kind: str,
-        name: str,
-        namespace: str | None = None,
-        uid: str | None = None,
-        grace_seconds: int | None = None,
-    ) -> Manifest:
-        """Delete one object; where a uid is given only that very one, else Conflict. What the API server answered."""
-        path = await self._path(api_version, kind, namespace, name)
-        options: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        if uid:
-            options["preconditions"] = {"uid": uid}
-        if grace_seconds is not None:
-            options["gracePeriodSeconds"] = grace_seconds
-        return await self._json("DELETE", path, f"deleting {_say(kind, namespace, name)}", body=options, kind=kind)
-
     # ---------------------------------------------------------------------------------------------------- transport
-    async def _path(self, api_version: str, kind: str, namespace: str | None = None, name: str | None = None) -> str:
-        """The URL path of a collection or an object."""
-        if (api_version, kind) not in self._plurals:
-            await self._discover(api_version)
-        parts = [_root(api_version)]
-        if namespace and kind != "Namespace":
-            parts.append(f"namespaces/{quote(namespace, safe='')}")
-        parts.append(self._plural(api_version, kind))
-        if name:
-            parts.append(quote(name, safe=""))
-        return "/".join(parts)
-
-    def _plural(self, api_version: str, kind: str) -> str:
-        plural = self._plurals.get((api_version, kind))
-        if plural is None:
-            raise NotFound(f"the API server knows no {kind} in {api_version}; are the CRDs installed?", 404)
-        return plural
-
-    async def _discover(self, api_version: str) -> None:
-        found = await self._json("GET", _root(api_version), f"asking for the kinds in {api_version}", kind="Discovery")
-        for resource in found.get("resources") or []:
-            if "/" not in resource["name"]:
-                self._plurals[(api_version, resource["kind"])] = resource["name"]
-
-    async def _json(
-        self,
-        method: str,
-        path: str,
-        doing: str,
-        query: Mapping[str, str] | None = None,
-        body: Manifest | None = None,
-        *,
-        kind: str,
-        media: str = "application/json",
-    ) -> dict[str, Any]:
-        _, data = await self._request(method, path, doing, query, body, kind=kind, media=media)
-        try:
-            answer = json.loads(data)
-        except ValueError as e:
-            raise ClusterError(f"{doing}: the API server's answer is not JSON") from e
-        if not isinstance(answer, dict):
-            raise ClusterError(f"{doing}: the API server's answer is not an object")
-        return answer
-
     async def _request(
         self,
         method: str,
@@ -341,8 +152,8 @@ class Kube:
         media: str = "application/json",
         attempts: int = ATTEMPTS,
         seconds: float = REQUEST_SECONDS,
-    ) -> tuple[int, bytes]:
-        """One request, tried again while that makes sense; its status and body."""
+    ) -> bytes:
+        """One request, tried again while that makes sense; the body of its answer."""
         url = f"{self.server}{path}?{urlencode(query)}" if query else f"{self.server}{path}"
         timeout = self._timeout if seconds == REQUEST_SECONDS else aiohttp.ClientTimeout(total=seconds, connect=5)
         attempt = 0
@@ -365,7 +176,7 @@ class Kube:
                 if self.on_request:
                     self.on_request(method, kind, status, time.monotonic() - begun)
             if 200 <= status < 300:
-                return status, data
+                return data
             problem = answers.problem(status, data, cause, doing, self.server)
             if status == 401 and attempt == 1:
                 await self._reload()
@@ -384,17 +195,3 @@ class Kube:
         fresh = await _load(*self._source)
         self._configuration.api_key = fresh.api_key
         self._configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
-
-
-def _root(api_version: str) -> str:
-    return f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
-
-
-def _identity(manifest: Manifest) -> tuple[str, str | None, str]:
-    """(kind, namespace, name)."""
-    metadata = manifest["metadata"]
-    return manifest["kind"], metadata.get("namespace"), metadata.get("name") or metadata.get("generateName", "")
-
-
-def _say(kind: str, namespace: str | None, name: str) -> str:
-    return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"

@@ -225,12 +225,12 @@ async def test_equal_events_are_counted_and_not_repeated(world: World) -> None:
 async def test_what_waits_to_be_sent_is_taken_back_by_the_next_pass(world: World) -> None:
     wish = {**placement(), "metadata": {"name": "sparrow", "namespace": world.namespace}}
     world.cache.put(PLACEMENTS, await world.kube.create(wish))
-    await world.act.outbox.urgent(True)  # one worker remains
+    world.act.outbox.urgent(True)  # one at a time remains
     statuses = [WriteStatus(world.namespace, "sparrow", {"summary": f"{n}/9"}) for n in range(3)]
 
     for status in statuses:
         await world.act.carry_out(Decision(statuses=(status,)), world.cache.snapshot(0))
-    await world.act.outbox.urgent(False)
+    world.act.outbox.urgent(False)
     await world.act.outbox.drained()
 
     live = await world.kube.get("cotenant.dev/v1alpha1", "ModelPlacement", "sparrow", world.namespace)

@@ -12,7 +12,8 @@ import yaml
 
 from cotenant import answers
 from cotenant.errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
-from cotenant.kube import PAGE, Kube
+from cotenant.kube import Kube
+from cotenant.verbs import PAGE
 from tests.cluster.control_plane import ControlPlane
 
 

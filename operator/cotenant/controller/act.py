@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cotenant import metrics
 from cotenant.controller.cache import Cache, Key
+from cotenant.controller.changes import Change, is_gone, subject
 from cotenant.controller.events import Events
 from cotenant.controller.evidence import before_cleanup, start_logs
 from cotenant.controller.outbox import Letter, Outbox
@@ -19,14 +20,12 @@ from cotenant.controller.refusals import Refusals
 from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES
 from cotenant.core.decision import Apply, Create, Decision, Delete, Emit, WriteStatus
 from cotenant.core.names import API_VERSION, MANAGED_BY, MANAGED_BY_LABEL, STATUS_MANAGER
-from cotenant.core.snapshot import Manifest, Pod, Snapshot
+from cotenant.core.snapshot import Pod, Snapshot
 from cotenant.errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
 from cotenant.kube import Kube
 
 log = logging.getLogger(__name__)
 
-
-Change = Create | Delete | Apply | WriteStatus
 
 MOST_CREATES = 1024
 """Pods one pass creates (about 4 s of writing); the next one decides on the rest, so that other news is not kept waiting."""
@@ -63,20 +62,20 @@ class Act:
         if not await self._found_out():
             outcome.failed = 1  # decided without knowing of a pod that may be on the GPU: the next pass knows
             return outcome
-        creates = [c for c in decision.creates if not self._refusals.must_wait(_subject(c), c.manifest)]
+        creates = [c for c in decision.creates if not self._refusals.must_wait(subject(c), c.manifest)]
         if len(creates) > MOST_CREATES:
             creates = creates[:MOST_CREATES]
             self._ring(0.0)
         ended = {pod.uid for pod in seen.pods if pod.ended is not None}
         first = before_cleanup(decision, ended)
-        await self.outbox.urgent(True)
+        self.outbox.urgent(True)
         try:
             written = await asyncio.gather(*(self._now(outcome, self._write_status, status) for status in first))
             unwritten = {(s.namespace, s.name) for s, done in zip(first, written, strict=True) if not done}
             deletes = [
                 d
                 for d in decision.deletes
-                if not self._refusals.must_wait(_subject(d), d.uid)
+                if not self._refusals.must_wait(subject(d), d.uid)
                 and (d.uid not in ended or d.about is None or d.about[:2] not in unwritten)
             ]
             await asyncio.gather(
@@ -84,10 +83,10 @@ class Act:
                 *(self._now(outcome, self._create, create) for create in creates),
             )
         finally:
-            await self.outbox.urgent(False)
-        await self.outbox.replace(self._letters(decision, {(s.namespace, s.name) for s in first}, seen))
+            self.outbox.urgent(False)
+        self.outbox.replace(self._letters(decision, {(s.namespace, s.name) for s in first}, seen))
         asked: tuple[Change, ...] = (*decision.creates, *decision.deletes, *decision.applies, *decision.statuses)
-        outcome.retry_in = self._refusals.settle(_subject(what) for what in asked)
+        outcome.retry_in = self._refusals.settle(subject(what) for what in asked)
         told = {(str(s[1]), str(s[2])): why for s, why in self._refusals.messages().items() if s[0] == "Create"}
         if told != self._cache.refusals:
             self._cache.refusals = told
@@ -119,12 +118,12 @@ class Act:
         except ClusterError:
             self._unknown.add(key)
             raise
-        self._refusals.accepted(_subject(create))
+        self._refusals.accepted(subject(create))
         self._cache.put(PODS, body)
         _count("create", "Pod", "ok")
         metrics.REASONS.labels("create", create.reason).inc()
         log.info("created pod %s/%s: %s %s", *key, create.reason, create.message)
-        await self._announce(create)
+        self._announce(create)
 
     async def _found_out(self) -> bool:
         """Whether the decision was made on all we did: asks for every create that was never answered."""
@@ -152,7 +151,7 @@ class Act:
             self._ring(0.0)
             return
         if (body["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY:
-            self._refusals.accepted(_subject(create))
+            self._refusals.accepted(subject(create))
             if self._cache.put(PODS, body):
                 self._ring(0.0)
             return
@@ -161,8 +160,8 @@ class Act:
 
     def _refuse(self, what: Change, content: object, why: object) -> None:
         """Remember what may not be done, and say it once."""
-        metrics.WRITES.labels(type(what).__name__.lower(), _subject(what)[-1], "refused").inc()
-        if self._refusals.refused(_subject(what), content, str(why)):
+        metrics.WRITES.labels(type(what).__name__.lower(), subject(what)[-1], "refused").inc()
+        if self._refusals.refused(subject(what), content, str(why)):
             log.warning("refused: %s", why)
 
     async def _delete(self, delete: Delete) -> None:
@@ -177,41 +176,42 @@ class Act:
             return
         except (NotFound, Conflict):
             self._cache.forget(source, key, delete.uid or self._cache.uid(source, key) or "")
-            self._refusals.accepted(_subject(delete))
+            self._refusals.accepted(subject(delete))
             _count("delete", delete.kind, "gone")
             return
-        self._refusals.accepted(_subject(delete))
-        if _is_gone(answer):
+        self._refusals.accepted(subject(delete))
+        if is_gone(answer):
             self._cache.forget(source, key, delete.uid or self._cache.uid(source, key) or "")
         else:
             self._cache.put(source, answer)
         _count("delete", delete.kind, "ok")
         metrics.REASONS.labels("delete", delete.reason).inc()
         log.info("deleted %s %s/%s: %s %s", delete.kind.lower(), *key, delete.reason, delete.message)
-        await self._announce(delete)
+        self._announce(delete)
 
-    async def _announce(self, change: Create | Delete) -> None:
+    def _announce(self, change: Create | Delete) -> None:
         """Tell the placement's owner what was done, where the core gave words for it."""
         if change.about is None or not change.message:
             return
         namespace, name, uid = change.about
         event = Emit(namespace, name, uid, "Normal", change.reason, change.message)
         if letter := self._event_letter(event):
-            await self.outbox.add(letter)
+            self.outbox.add(letter)
 
     # ---------------------------------------------------------------------------------------------- what may wait
     def _letters(self, decision: Decision, written: set[Key], seen: Snapshot) -> list[Letter]:
-        letters = [
-            Letter(_subject(a), a, self._later(self._apply))
-            for a in decision.applies
-            if not self._refusals.must_wait(_subject(a), a)
-        ]
+        letters = []
         taught = start_logs(seen)
         for status in decision.statuses:
             key = (status.namespace, status.name)
-            if key not in written and not self._refusals.must_wait(_subject(status), status):
+            if key not in written and not self._refusals.must_wait(subject(status), status):
                 send = self._later(self._write_status, taught.get(key, ()))
-                letters.append(Letter(_subject(status), status, send))
+                letters.append(Letter(subject(status), status, send))
+        letters += [
+            Letter(subject(a), a, self._later(self._apply), patient=True)
+            for a in decision.applies
+            if not self._refusals.must_wait(subject(a), a)
+        ]
         letters += [letter for event in decision.events if (letter := self._event_letter(event))]
         silent = {k: pods for k, pods in taught.items() if k not in {(s.namespace, s.name) for s in decision.statuses}}
         for pods in silent.values():
@@ -221,7 +221,7 @@ class Act:
     def _event_letter(self, event: Emit) -> Letter | None:
         if not self._events.is_news(event):
             return None
-        return Letter(("event", event), event, self._later(self._events.write), lasting=True)
+        return Letter(("event", event), event, self._later(self._events.write), lasting=True, patient=True)
 
     def _later(
         self, do: Callable[..., Awaitable[bool | None]], learned: tuple[Pod, ...] = ()
@@ -231,7 +231,7 @@ class Act:
                 if await do(what) is not False:
                     self._cache.learned_from(learned)
                 if isinstance(what, Apply | WriteStatus):
-                    self._refusals.accepted(_subject(what))
+                    self._refusals.accepted(subject(what))
             except Refused as e:
                 if isinstance(what, Apply | WriteStatus):
                     self._refuse(what, what, e)
@@ -276,27 +276,6 @@ class Act:
     async def stop(self) -> None:
         """End what is under way beside."""
         await self.outbox.stop()
-
-
-def _subject(what: Change) -> tuple[str, str, str, str]:
-    """(what is done, namespace, name, kind): one such write is under way at a time."""
-    match what:
-        case Create(manifest=manifest) | Apply(manifest=manifest):
-            metadata = manifest["metadata"]
-            return type(what).__name__, metadata["namespace"], metadata["name"], manifest["kind"]
-        case Delete():
-            return "Delete", what.namespace, what.name, what.kind
-        case WriteStatus():
-            return "WriteStatus", what.namespace, what.name, "ModelPlacement"
-
-
-def _is_gone(answer: Manifest) -> bool:
-    """Whether the answer to a delete means that the object is no more, or that it only began to leave."""
-    if answer.get("kind") == "Status":
-        return True
-    metadata = answer.get("metadata") or {}
-    waits = metadata.get("deletionGracePeriodSeconds") or metadata.get("finalizers")
-    return "deletionTimestamp" not in metadata or not waits
 
 
 def _count(verb: str, kind: str, result: str) -> None:

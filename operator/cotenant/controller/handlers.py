@@ -22,6 +22,9 @@ News = tuple[str, bool, dict[str, Any]]
 
 Login = Callable[[], Awaitable[Connection]]
 
+GATHER_SECONDS = 0.02
+"""News of that long is told at once; a pass is debounced for longer than that."""
+
 
 def settings_for(sources: Iterable[Source]) -> kopf.OperatorSettings:
     """kopf's settings: no writing, no scanning, only what the API server selects for us, in pages."""
@@ -94,7 +97,8 @@ class Doorbell:
         self._box.append(item)
         if not self._rung:
             self._rung = True
-            self._loop.call_soon_threadsafe(self._ring)
+            # to wake another thread's loop is dear where both have work (each waits for the interpreter): once for all that comes meanwhile
+            asyncio.get_running_loop().call_later(GATHER_SECONDS, self._loop.call_soon_threadsafe, self._ring)
 
     def _registry(self) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()

@@ -17,73 +17,87 @@ class Letter:
     send: Callable[[Any], Awaitable[None]]
     lasting: bool = False
     """Stays when the next pass says nothing of it (an event); else the next pass's silence takes it back."""
+    patient: bool = False
+    """Waits while pods are being made or ended: nobody misses it in those seconds."""
 
 
 class Outbox:
-    """Sends letters in order, so many at a time; only one at a time while pods are being made or ended."""
+    """Sends letters in order, so many at a time; only one at a time, and no patient one, while pods are being made or ended."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
         self._waiting: dict[Hashable, Letter] = {}
         self._under_way: dict[Hashable, Letter] = {}
-        self._changed = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._urgent = 0
-        self._workers = [asyncio.create_task(self._work(index)) for index in range(workers)]
+        self._stopped = False
+        self._empty = asyncio.Event()
+        self._empty.set()
 
-    async def replace(self, letters: Iterable[Letter]) -> None:
+    def replace(self, letters: Iterable[Letter]) -> None:
         """What a pass wants sent, in order: all that waits and is not lasting is taken back."""
-        async with self._changed:
-            lasting = {key: letter for key, letter in self._waiting.items() if letter.lasting}
-            self._waiting = {}
-            for letter in letters:
-                under_way = self._under_way.get(letter.key)
-                if under_way is None or under_way.content != letter.content:
-                    self._waiting[letter.key] = letter
-            self._waiting.update(lasting)
-            self._changed.notify_all()
+        lasting = {key: letter for key, letter in self._waiting.items() if letter.lasting}
+        self._waiting = {}
+        for letter in letters:
+            under_way = self._under_way.get(letter.key)
+            if under_way is None or under_way.content != letter.content:
+                self._waiting[letter.key] = letter
+        self._waiting.update(lasting)
+        self._go_on()
 
-    async def add(self, letter: Letter) -> None:
+    def add(self, letter: Letter) -> None:
         """One more, behind all others."""
-        async with self._changed:
-            self._waiting[letter.key] = letter
-            self._changed.notify()
+        self._waiting[letter.key] = letter
+        self._go_on()
 
-    async def urgent(self, begins: bool) -> None:
-        """Something more urgent begins or ends: most workers wait meanwhile."""
-        async with self._changed:
-            self._urgent += 1 if begins else -1
-            self._changed.notify_all()
+    def urgent(self, begins: bool) -> None:
+        """Something more urgent begins or ends: most letters wait meanwhile."""
+        self._urgent += 1 if begins else -1
+        self._go_on()
 
     async def drained(self) -> None:
         """Return once nothing waits and nothing is under way."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._waiting and not self._under_way)
+        await self._empty.wait()
 
     async def stop(self) -> None:
         """End at once; what waits is decided anew by whoever comes next."""
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        self._stopped = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def size(self) -> int:
         """Letters waiting or under way."""
         return len(self._waiting) + len(self._under_way)
 
-    def _next(self) -> Letter | None:
-        return next((letter for key, letter in self._waiting.items() if key not in self._under_way), None)
+    def _go_on(self) -> None:
+        """Send as many as may be under way now."""
+        most = 1 if self._urgent else self._at_once
+        while len(self._under_way) < most and not self._stopped and (letter := self._next()) is not None:
+            del self._waiting[letter.key]
+            self._under_way[letter.key] = letter
+            task = asyncio.create_task(self._send(letter))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if self.size:
+            self._empty.clear()
+        else:
+            self._empty.set()
 
-    async def _work(self, index: int) -> None:
-        while True:
-            async with self._changed:
-                await self._changed.wait_for(lambda: (index == 0 or not self._urgent) and self._next() is not None)
-                letter = self._next()
-                if letter is None:
-                    continue
-                del self._waiting[letter.key]
-                self._under_way[letter.key] = letter
-            try:
-                await letter.send(letter.content)
-            finally:
-                async with self._changed:
-                    del self._under_way[letter.key]
-                    self._changed.notify_all()
+    def _next(self) -> Letter | None:
+        return next(
+            (
+                letter
+                for key, letter in self._waiting.items()
+                if key not in self._under_way and not (self._urgent and letter.patient)
+            ),
+            None,
+        )
+
+    async def _send(self, letter: Letter) -> None:
+        try:
+            await letter.send(letter.content)
+        finally:
+            del self._under_way[letter.key]
+            self._go_on()
