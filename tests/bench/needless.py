@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cotenant.core.packing.adopt import adopt
+from cotenant.core.packing.answerfile import answer
 from cotenant.core.packing.board import Board
 from cotenant.core.packing.packer import Plan, Problem, pack
 from cotenant.core.packing.pins import pin
-from cotenant.core.packing.problemfile import answer, read_problem
+from cotenant.core.packing.problemfile import read_problem
 from tests.bench.random_clusters import cluster
 from tests.core.check_plan import check
 

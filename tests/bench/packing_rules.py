@@ -15,9 +15,10 @@ from pathlib import Path
 
 from cotenant import solver
 from cotenant.core.packing.adopt import adopt
+from cotenant.core.packing.answerfile import answer
 from cotenant.core.packing.board import order
 from cotenant.core.packing.packer import Problem, pack
-from cotenant.core.packing.problemfile import answer, read_problem
+from cotenant.core.packing.problemfile import read_problem
 from tests.bench.instances import MIXED, ONE, fresh
 from tests.bench.needless import judge
 from tests.bench.packing_quality import NO_SOLVER

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cotenant.core.packing.answerfile import answer
 from cotenant.core.packing.board import Board, order
 from cotenant.core.packing.packer import Bin, Demand, Host, Plan, Problem, Running, Workload, pack
-from cotenant.core.packing.problemfile import answer, read_problem
+from cotenant.core.packing.problemfile import read_problem
 from cotenant.core.share import GIB
 from cotenant.core.snapshot import Spread
 from tests.bench.random_clusters import cluster

@@ -8,9 +8,10 @@ import pytest
 
 from cotenant import solver
 from cotenant.core.packing.adopt import adopt, part
+from cotenant.core.packing.answerfile import answer
 from cotenant.core.packing.board import order
 from cotenant.core.packing.packer import Bin, Demand, Host, Plan, Problem, Running, Workload, pack
-from cotenant.core.packing.problemfile import answer, read_problem
+from cotenant.core.packing.problemfile import read_problem
 from cotenant.core.packing.whyhere import on_board, why_here
 from cotenant.core.share import GIB
 from tests.bench.random_clusters import cluster

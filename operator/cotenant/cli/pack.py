@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -13,8 +14,9 @@ from typing import cast
 import yaml
 
 from cotenant import solver
+from cotenant.core.packing.answerfile import answer
 from cotenant.core.packing.packer import Plan, pack
-from cotenant.core.packing.problemfile import ProblemFile, answer, read_problem
+from cotenant.core.packing.problemfile import ProblemFile, read_problem
 from cotenant.core.packing.whyhere import on_board, why_here
 from cotenant.errors import CotenantError, InvalidSpec
 
@@ -98,18 +100,49 @@ def is_proven(plan: Plan) -> bool:
 def load(name: str) -> object:
     """The file as plain data; InvalidSpec says what is wrong with it."""
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         raise InvalidSpec("problem", f"cannot be read: {e}") from e
-    try:
-        return cast(object, json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text))
-    except json.JSONDecodeError as e:
-        try:  # a YAML mapping may be written in braces too
-            return cast(object, yaml.safe_load(text))
-        except yaml.YAMLError:
+    if text.lstrip().startswith("{"):
+        try:
+            return cast(object, json.loads(text, object_pairs_hook=_object))
+        except json.JSONDecodeError as e:
+            try:  # a YAML mapping may be written in braces too
+                return cast(object, yaml.load(text, _Loader))
+            except (yaml.YAMLError, ValueError, RecursionError):
+                raise InvalidSpec("problem", f"is not JSON: {e}") from e
+        except (ValueError, RecursionError) as e:
             raise InvalidSpec("problem", f"is not JSON: {e}") from e
-    except yaml.YAMLError as e:
+    try:
+        return cast(object, yaml.load(text, _Loader))
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise InvalidSpec("problem", f"is not YAML: {' '.join(str(e).split())}") from e
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object in which no name stands twice: which of the two counts is not said anywhere."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidSpec(twice, "stands twice in one mapping; leave one of them")
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML in which no key of a mapping stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        """The mapping."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if (key.tag, key.value) in seen:
+                    raise InvalidSpec(
+                        key.value, f"stands twice in one mapping (line {key.start_mark.line + 1}); leave one"
+                    )
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _seconds(text: str) -> float:

@@ -19,7 +19,7 @@ from rich.text import Text
 from cotenant.cli import cluster, placementfile, terminal
 from cotenant.cli.outlook import Fate, Outlook, Where, outlook
 from cotenant.cli.simulation import Course, Key, run
-from cotenant.core.packing.problemfile import reason_data
+from cotenant.core.packing.answerfile import reason_data
 from cotenant.core.share import gib
 from cotenant.errors import CotenantError
 

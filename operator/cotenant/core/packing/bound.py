@@ -11,7 +11,8 @@ from itertools import pairwise
 from math import gcd
 
 from cotenant.core.packing.board import Board
-from cotenant.core.packing.columns import PRICE_SCALE, BinClass, Column, Item, Solution, solve
+from cotenant.core.packing.columns import PRICE_SCALE, Solution, solve
+from cotenant.core.packing.simplex import BinClass, Column, Item
 from cotenant.core.share import SCALE
 
 MAX_ROWS = 48

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import islice
 
 from cotenant.core.packing.board import Board, Spot
 
 MAX_GPUS = 128
 """Larger clusters are left to the search: there a dead end costs more than it teaches."""
 MAX_FREE = 200
+MAX_SPOTS = 2000
+"""Spots of one host that are looked at for one replica; hosts with more are not searched to the end."""
+SPOTS_A_NODE = 20
+"""So many spots take as long as one node."""
 
 HostState = tuple[object, ...]
 
@@ -34,11 +38,6 @@ class Fitting:
             return False
         self.states = [repr(self._state(h)) for h in range(len(self.board.hosts))]
         return self._descend(0)
-
-    @property
-    def gave_up(self) -> bool:
-        """Whether the nodes ran out, so that nothing is proven."""
-        return self.nodes <= 0
 
     def _hopeful(self) -> bool:
         board = self.board
@@ -98,12 +97,29 @@ class Fitting:
                 continue
             gpus = [g for g in board.host_gpus[host] if board.fits(w, g)]
             alike = {g: repr(self._gpu_state(g)) for g in gpus}
-            for spot in combinations(gpus, size):
+            groups: dict[str, list[int]] = {}
+            for g in gpus:
+                groups.setdefault(alike[g], []).append(g)
+            for spot in islice(_choices(list(groups.values()), size), MAX_SPOTS):
                 if board.workloads[w].same_island and board.splits_on(spot):
                     continue
                 what = repr((state, sorted(alike[g] for g in spot)))
                 if what not in seen:
                     seen.add(what)
                     found.append((sum(board.index.room(g) for g in spot), spot))
+        self.nodes -= len(found) // SPOTS_A_NODE
         found.sort()
         return iter([spot for _, spot in found])
+
+
+def _choices(groups: list[list[int]], size: int) -> Iterator[Spot]:
+    """Ways to take so many GPUs that differ in how many of each group they take; of a group always the first."""
+    if not groups:
+        if not size:
+            yield ()
+        return
+    first, rest = groups[0], groups[1:]
+    for number in range(min(size, len(first)), -1, -1):
+        if size - number <= sum(map(len, rest)):
+            for others in _choices(rest, size - number):
+                yield tuple(sorted((*first[:number], *others)))

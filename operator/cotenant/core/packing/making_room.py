@@ -12,6 +12,9 @@ MAX_OPTIONS = 32
 MAX_COMBINATIONS = 600
 """Sets of victims looked at on one GPU."""
 
+MAX_ASIDE = 500
+"""Replicas that are new and lower in priority, taken out of the way of one that is higher."""
+
 
 class MakingRoom:
     """Works on a search's board; `disturbed` says for whom each running replica was taken from where it ran."""
@@ -44,7 +47,7 @@ class MakingRoom:
             spot = board.index.spot(w)
             if spot:
                 self.search.put(r, spot)
-            elif not self._make_room(r):
+            elif not self._make_room(r) and not self._over_lower(r):
                 hopeless.add(w)
 
     def go_home(self) -> None:
@@ -122,6 +125,28 @@ class MakingRoom:
                 self.models.add(board.owner[v])
                 self.search.free.append(v)
         return True
+
+    def _over_lower(self, r: int) -> bool:
+        """The same with what is new and lower in priority out of the way; it goes back, or where it still fits."""
+        board, search = self.board, self.search
+        rank = board.priority[board.owner[r]]
+        lower = [
+            x for x in search.free
+            if board.spot[x] and board.priority[board.owner[x]] < rank and x not in self.disturbed and not board.home[x]
+        ]  # fmt: skip
+        if not lower or len(lower) > MAX_ASIDE:
+            return False
+        spots = {x: search.take(x) for x in lower}
+        spot = board.index.spot(board.owner[r])
+        if spot:
+            search.put(r, spot)
+        else:
+            self._make_room(r)
+        for x in sorted(lower, key=lambda x: (-board.priority[board.owner[x]], -board.size[board.owner[x]], x)):
+            if board.can_stand(board.owner[x], spots[x]):
+                search.put(x, spots[x])
+        search.place_all(sorted(lower, key=lambda x: (-board.priority[board.owner[x]], -board.size[board.owner[x]], x)))
+        return bool(board.spot[r])
 
     def options(self, w: int, limit: int) -> list[tuple[int, ...]]:
         """Sets of up to `limit` running replicas whose leaving lets `w` in, the least harm first."""

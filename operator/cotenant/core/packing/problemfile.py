@@ -1,4 +1,4 @@
-"""Problem files: one packing problem in the CR's terms, as plain data -> Problem; and the Plan back as plain data."""
+"""Problem files: one packing problem in the CR's terms, as plain data -> Problem."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from fractions import Fraction
 from math import lcm
 from typing import TypeVar
 
+from cotenant.core.packing import values
 from cotenant.core.packing.fields import Fields, describe, indices
-from cotenant.core.packing.problem import Bin, Demand, Host, Plan, Problem, Reason, Running, Workload
-from cotenant.core.share import SCALE, Bytes, Percent, Share, parse_cpu, parse_percent, parse_quantity
+from cotenant.core.packing.problem import Bin, Demand, Host, Problem, Running, Workload
+from cotenant.core.share import SCALE, Bytes, Percent, Share
 from cotenant.core.snapshot import Labels, Spread, matches
 from cotenant.errors import InvalidSpec
 
@@ -86,8 +87,8 @@ class ProblemFile:
 def read_problem(data: object) -> ProblemFile:
     """The problem in this data; InvalidSpec names the field that is wrong."""
     top = Fields(data, "", PROBLEM)
-    headroom = top.parsed("headroom", _headroom, 0)
-    grain = top.parsed("granularity", _positive, 1)
+    headroom = top.parsed("headroom", values.headroom, 0)
+    grain = top.parsed("granularity", values.positive, 1)
     products = _by_name("product", [_product(entry, path) for path, entry in top.listed("products")], "products")
     machines = _by_name("node", [_machine(e, path, products) for path, e in top.listed("nodes")], "nodes")
     asks = _by_name("model", [_ask(e, path, products) for path, e in top.listed("models")], "models")
@@ -120,8 +121,8 @@ def _by_name(what: str, entries: list[T], field: str) -> dict[str, T]:
 
 def _product(data: object, path: str) -> Product:
     of = Fields(data, path, PRODUCT)
-    memory = of.parsed("memory", _positive)
-    cost = of.parsed("cost", _cost, Fraction(max(1, memory >> 30)))
+    memory = of.parsed("memory", values.positive)
+    cost = of.parsed("cost", values.cost, Fraction(max(1, memory >> 30)))
     return Product(of.text("name"), memory, cost)
 
 
@@ -139,14 +140,16 @@ def _machine(data: object, path: str, products: dict[str, Product]) -> Machine:
             raise InvalidSpec(where, f"GPU {min(twice)} is in two islands")
         seen |= set(island)
         islands.append(tuple(island))
-    used = []
+    used: list[tuple[int, int]] = []
     for key, value in of.mapped("used").items():
         where = f"{of.at('used')}.{key}"
         text = str(key)
+        if any(int(text) == g for g, _ in used if text.isdecimal()):
+            raise InvalidSpec(where, f"GPU {int(text)} is named twice")
         if isinstance(key, bool) or not text.isdecimal() or int(text) >= gpus:
             raise InvalidSpec(where, f"node {name} has no GPU {key}; it has {gpus}, counted from 0")
         try:
-            used.append((int(text), _quantity(value)))
+            used.append((int(text), values.quantity(value)))
         except ValueError as e:
             raise InvalidSpec(where, str(e)) from e
     return Machine(
@@ -156,8 +159,8 @@ def _machine(data: object, path: str, products: dict[str, Product]) -> Machine:
         islands=tuple(islands),
         labels=of.labels("labels"),
         used=tuple(used),
-        cpu=of.parsed("cpu", _cpu, UNLIMITED_CPU),
-        memory=of.parsed("memory", _quantity, UNLIMITED_MEMORY),
+        cpu=of.parsed("cpu", values.cpu, UNLIMITED_CPU),
+        memory=of.parsed("memory", values.quantity, UNLIMITED_MEMORY),
         ready=of.flag("ready", True),
     )
 
@@ -171,9 +174,9 @@ def _ask(data: object, path: str, products: dict[str, Product]) -> Ask:
         allowed.append(entry)
     return Ask(
         name=of.text("name"),
-        share=of.parsed("share", _share),
-        at_least=of.parsed("atLeast", _quantity, 0),
-        overrun=of.parsed("overrun", _quantity, 0),
+        share=of.parsed("share", values.share),
+        at_least=of.parsed("atLeast", values.quantity, 0),
+        overrun=of.parsed("overrun", values.quantity, 0),
         gpus=of.whole("tensorParallelSize", 1, 1, MAX_GPUS),
         replicas=of.whole("replicas", 1, 0, MAX_REPLICAS),
         spread=Spread(of.choice("spread", ("None", "GPU", "Node"), "None")),
@@ -181,8 +184,8 @@ def _ask(data: object, path: str, products: dict[str, Product]) -> Ask:
         products=tuple(allowed),
         selector=of.labels("selector"),
         same_island=of.choice("island", ("Preferred", "Required"), "Preferred") == "Required",
-        cpu=of.parsed("cpu", _cpu, 0),
-        memory=of.parsed("memory", _quantity, 0),
+        cpu=of.parsed("cpu", values.cpu, 0),
+        memory=of.parsed("memory", values.quantity, 0),
     )
 
 
@@ -286,106 +289,5 @@ def _running(
     return tuple(found)
 
 
-# ------------------------------------------------------------------------------------------------------------- values
-def _quantity(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError(f'must be a quantity such as "60Gi" or bytes, not {describe(value)}')
-    return parse_quantity(value)
-
-
-def _positive(value: object) -> int:
-    amount = _quantity(value)
-    if amount <= 0:
-        raise ValueError(f"must be more than 0, not {describe(value)}")
-    return amount
-
-
-def _cpu(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f'must be a number of CPUs such as "4" or "500m", not {describe(value)}')
-    return parse_cpu(value)
-
-
-def _headroom(value: object) -> int:
-    if value in (0, "0", "0%", "0.0%", "0.00%") and not isinstance(value, bool):
-        return 0
-    if not isinstance(value, str) or not value.endswith("%"):
-        raise ValueError(f'must be a percentage of each GPU\'s memory such as "5%", not {describe(value)}')
-    return parse_percent(value)
-
-
-def _share(value: object) -> Share:
-    if isinstance(value, str) and value.endswith("%"):
-        return Percent(parse_percent(value))
-    if value == "auto":
-        raise ValueError('"auto" needs a model\'s config; write a percentage ("70%") or a quantity ("60Gi")')
-    return Bytes(_positive(value))
-
-
-def _cost(value: object) -> Fraction:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e12:
-        raise ValueError(f"must be a number from 0, not {describe(value)}")
-    return Fraction(str(value)).limit_denominator(1000)
-
-
 def _names(things: dict[str, Product]) -> str:
     return ", ".join(sorted(things)) or "none"
-
-
-# ------------------------------------------------------------------------------------------------------------- answer
-def answer(plan: Plan, file: ProblemFile) -> dict[str, object]:
-    """The plan as the file's answer, without the seconds it took."""
-    return {
-        "placements": [
-            {"model": p.workload, "replica": p.replica, "node": p.host, "gpus": [int(g) for g in p.gpus],
-             "moved": p.moved}
-            for p in plan.placements
-        ],
-        "unplaced": [
-            {"model": u.workload, "replica": u.replica, "reason": reason_data(u.reason), "message": u.reason.text}
-            for u in plan.unplaced
-        ],
-        "key": {
-            "unplaced": {str(priority): count for priority, count in plan.key.unplaced},
-            "moves": plan.key.moves,
-            "splits": plan.key.splits,
-            "cost": _unscaled(plan.key.cost, file.cost_scale),
-            "islands": plan.key.islands,
-        },
-        "bound": None
-        if plan.bound is None
-        else {"cost": _unscaled(plan.bound, file.cost_scale), "method": plan.bound_method},
-        "fragmentation": None
-        if plan.fragmentation is None
-        else {
-            "free": plan.fragmentation.free,
-            "stranded": plan.fragmentation.stranded,
-            "groups": {str(size): count for size, count in plan.fragmentation.groups},
-        },
-    }  # fmt: skip
-
-
-def reason_data(reason: Reason) -> dict[str, object]:
-    """A reason as plain data."""
-    data: dict[str, object] = {"code": reason.code, "needs": reason.needs, "has": reason.has}
-    if reason.nearest:
-        data["nearest"] = reason.nearest
-    if reason.displaced_by:
-        data["displacedBy"] = reason.displaced_by
-    data["limits"] = [
-        {"code": m.code, "nodes": m.hosts, "product": m.product, "nearest": m.nearest, "needs": m.needs, "has": m.has}
-        for m in reason.limits
-    ]
-    data["changes"] = [
-        {name: value for name, value in (
-            ("code", c.code), ("share", c.share), ("percent", c.percent / 100), ("node", c.host),
-            ("model", c.workload), ("replica", c.replica if c.workload else 0), ("consent", c.consent),
-        ) if value not in ("", 0) or (name == "replica" and c.workload)}
-        for c in reason.changes
-    ]  # fmt: skip
-    return data
-
-
-def _unscaled(cost: int, scale: int) -> int | float:
-    whole, rest = divmod(cost, scale)
-    return cost / scale if rest else whole
