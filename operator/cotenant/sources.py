@@ -47,7 +47,8 @@ def model_config(
         raise SourceError(str(error)) from error
     if where.kind is not SourceKind.HUB:
         raise SourceError(
-            f"{uri} can only be read inside the cluster: pass its config.json with --config, or give the share"
+            f"{uri} can only be read inside the cluster: give its share as a number; "
+            "`cotenant estimate --config FILE` with its config.json says which"
         )
     try:
         return _from_hub(where, token, endpoint, cache_dir, offline, timeout)
@@ -55,7 +56,8 @@ def model_config(
         if known := catalogue.find(where.repository):
             return known
         raise SourceError(
-            f"{where.repository}: {error}, and it is not in the catalogue; pass its config.json with --config"
+            f"{where.repository}: {error}, and it is not in the catalogue: give its share as a number; "
+            "`cotenant estimate --config FILE` with its config.json says which"
         ) from error
 
 

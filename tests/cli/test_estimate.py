@@ -145,7 +145,7 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "give a MODEL or --config FILE"),
         (["a/b", "--config", "x"], "give a MODEL or --config FILE"),
-        (["nobody/nothing", "--offline"], "not in the catalogue; pass its config.json with --config"),
+        (["nobody/nothing", "--offline"], "not in the catalogue: give its share as a number"),
         (["not a name", "--offline"], "names no repository"),
         (["pvc://claim/x"], "can only be read inside the cluster"),
         (["--config", "/nowhere/config.json"], "No such file"),
