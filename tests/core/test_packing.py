@@ -259,6 +259,16 @@ def test_a_lower_priority_is_displaced_where_there_is_no_other_place() -> None:
     assert plan.unplaced[0].reason.text.startswith("high has a higher priority and took its place; ")
 
 
+def test_what_is_new_and_lower_does_not_keep_a_higher_one_from_making_room() -> None:
+    # `high` must displace `old`; `new` went to the GPU first and leaves no room beside `high`
+    there = (Running("old", 0, "n0", ("n0-0",)),)
+    models = (workload("high", 70, priority=2), workload("old", 20), workload("new", 30))
+
+    plan = pack(Problem(hosts(1, 1), models, there, moves=9))
+
+    assert [p.workload for p in plan.placements] == ["high"]
+
+
 def test_two_replicas_of_one_model_never_move_at_once() -> None:
     there = tuple(Running("s", n, f"n{n}", (f"n{n}-0",)) for n in range(3))
     big = workload("big", 80, replicas=2, priority=1)
@@ -304,6 +314,35 @@ def test_everything_fits_without_a_move_so_nothing_moves() -> None:
 
     assert not plan.unplaced
     assert plan.key.moves == 0
+
+
+# ------------------------------------------------------------------------------------------------------- bounds
+@pytest.mark.parametrize("seed", range(0, 60, 2))
+def test_no_plan_is_cheaper_than_its_bound_and_more_effort_never_finds_one(seed: int) -> None:
+    problem = replace(read_problem(cluster(seed)).problem, running=())
+
+    quick = pack(replace(problem, iterations=50))
+    better = pack(replace(problem, iterations=3000))
+
+    for plan in (quick, better):
+        assert plan.bound is not None
+        # a bound speaks of plans that leave out and split as much
+        if better.key.unplaced == plan.key.unplaced and better.key.splits == plan.key.splits:
+            assert plan.bound <= better.key.cost
+
+
+def test_where_products_differ_the_lp_says_which_takes_what() -> None:
+    # a small GPU costs less than a large one, and wastes what a large one puts to use
+    small = tuple(Host(f"s{n}", 0, (Bin(f"s{n}-0", 40 * GIB),), 1 << 40, 1 << 50, cost=5) for n in range(6))
+    large = tuple(Host(f"l{n}", 1, (Bin(f"l{n}-0", 90 * GIB),), 1 << 40, 1 << 50, cost=7) for n in range(6))
+    models = tuple(
+        Workload(name, replicas, 1, (Demand(gib * GIB), Demand(gib * GIB)))
+        for name, gib, replicas in (("a", 30, 6), ("b", 60, 3))
+    )
+
+    plan = pack(Problem((*small, *large), models, iterations=2000))
+
+    assert plan.key.cost == plan.bound == 4 * 7
 
 
 # ------------------------------------------------------------------------------------------------------- the rest

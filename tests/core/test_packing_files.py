@@ -157,6 +157,38 @@ def test_seventy_twenty_and_ten_percent_headroom_is_exactly_the_card(capsys: Any
     assert len(found["placements"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("share", "held"),
+    [("20Gi", 20 << 30), ("21e9", 21 * 10**9), (3 * 10**9, 3 * 10**9), (2e9, 2 * 10**9), ("0.5Gi", 1 << 29)],
+)
+def test_shares_are_quantities_of_every_kind(share: object, held: int) -> None:
+    demand = read_problem(with_model(share=share)).problem.workloads[0].demands[0]
+
+    assert demand is not None
+    assert demand.share == held
+
+
+@pytest.mark.parametrize("text", ['{"nodes": [], "nodes": []}', "nodes: []\nmodels: []\nnodes: []"])
+def test_a_name_that_stands_twice_is_refused(text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "problem.yaml"
+    file.write_text(text)
+
+    assert main([str(file)]) == 2
+    assert "nodes: stands twice in one mapping" in capsys.readouterr().err
+
+
+def test_a_node_of_many_gpus_is_packed_in_time(capsys: Any, tmp_path: Path) -> None:
+    models = [
+        {"name": "group", "share": "30%", "tensorParallelSize": 8, "replicas": 12},
+        {"name": "single", "share": "69%", "replicas": 70},
+    ]
+
+    found = solved(with_node(gpus=64) | {"models": models}, capsys, tmp_path, "--seconds", "0", "--solver", "none")
+
+    # a GPU takes three ranks, or one and a single
+    assert sum(p["model"] == "group" for p in found["placements"]) == 12
+
+
 def test_granularity_rounds_demands_up(capsys: Any, tmp_path: Path) -> None:
     models = [{"name": "m", "share": "27Gi", "replicas": 3}]
     data = with_node(gpus=1) | {"models": models}

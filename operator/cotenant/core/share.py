@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 
 SCALE = 10_000
 """Ten-thousandths in 1: the four digits of the flag."""
@@ -15,11 +17,18 @@ SCALE = 10_000
 GIB = 1 << 30
 MIB = 1 << 20
 
-_SUFFIX: dict[str, int] = {
-    "": 1, "Ki": 1 << 10, "Mi": MIB, "Gi": GIB, "Ti": 1 << 40, "Pi": 1 << 50,
-    "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15,
-}  # fmt: skip
-_QUANTITY = re.compile(r"^([0-9]+)(?:\.([0-9]{1,9}))?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P|m)?$")
+_SUFFIX: dict[str, Fraction] = {
+    suffix: Fraction(factor)
+    for suffix, factor in {
+        "": 1, "Ki": 1 << 10, "Mi": MIB, "Gi": GIB, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60,
+        "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18,
+    }.items()
+} | {"m": Fraction(1, 10**3), "u": Fraction(1, 10**6), "n": Fraction(1, 10**9)}  # fmt: skip
+_QUANTITY = re.compile(
+    r"^\+?(?=\.?[0-9])([0-9]{0,24})(?:\.([0-9]{0,24}))?(?:(Ki|Mi|Gi|Ti|Pi|Ei|k|M|G|T|P|E|m|u|n)|[eE]([+-]?[0-9]{1,2}))?$",
+    re.ASCII,
+)
+"""https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/"""
 _PERCENT = re.compile(r"^([0-9]{1,3})(?:\.([0-9]{1,2}))?%$")
 
 
@@ -103,15 +112,11 @@ def parse_percent(text: str) -> int:
 
 
 def parse_quantity(text: str | int) -> int:
-    """A Kubernetes quantity (`40Gi`, `512Mi`, `2e9` is not taken) as whole units, rounded up."""
+    """A Kubernetes quantity (`40Gi`, `512Mi`, `2e9`) as whole units, rounded up."""
     found = _QUANTITY.match(str(text))
     if not found:
         raise ValueError(f'"{text}" is not a quantity such as "60Gi" or "512Mi"')
-    whole, fraction, suffix = found[1], found[2] or "", found[3] or ""
-    digits, scale = int(whole + fraction), int(10 ** len(fraction))
-    if suffix == "m":
-        return -(-digits // (scale * 1000))
-    return -(-digits * _SUFFIX[suffix] // scale)
+    return ceil(_amount(found))
 
 
 def parse_cpu(text: str | int | float) -> int:
@@ -119,11 +124,13 @@ def parse_cpu(text: str | int | float) -> int:
     found = _QUANTITY.match(str(text))
     if not found:
         raise ValueError(f'"{text}" is not a CPU quantity such as "4" or "500m"')
-    whole, fraction, suffix = found[1], found[2] or "", found[3] or ""
-    digits, scale = int(whole + fraction), int(10 ** len(fraction))
-    if suffix == "m":
-        return -(-digits // scale)
-    return -(-digits * 1000 * _SUFFIX[suffix] // scale)
+    return ceil(1000 * _amount(found))
+
+
+def _amount(found: re.Match[str]) -> Fraction:
+    whole, fraction, suffix, exponent = found[1], found[2] or "", found[3] or "", found[4]
+    scale = _SUFFIX[suffix] if exponent is None else Fraction(10) ** int(exponent)
+    return Fraction(int(whole + fraction or "0"), 10 ** len(fraction)) * scale
 
 
 def gib(amount: int) -> str:

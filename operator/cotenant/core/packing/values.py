@@ -10,6 +10,8 @@ from cotenant.core.share import Bytes, Percent, Share, parse_cpu, parse_percent,
 
 def quantity(value: object) -> int:
     """Bytes."""
+    if isinstance(value, float) and value.is_integer():  # JSON's 2e9
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ValueError(f'must be a quantity such as "60Gi" or bytes, not {describe(value)}')
     return parse_quantity(value)
