@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,16 @@ def test_a_wrong_file_is_one_line(capsys: Capture, tmp_path: Path, document: str
 
     assert told in line
     assert "\n" not in line
+
+
+def test_nodes_without_an_agent_are_planned_by_their_labels_and_said_to_be(capsys: Capture, tmp_path: Path) -> None:
+    cluster = Cluster([node("n1", 2)])
+    kube_node = cluster.nodes[0][0]
+    labels = dict(kube_node.labels) | {"nvidia.com/gpu.count": "2", "nvidia.com/gpu.memory": "81559"}
+    seen = replace(cluster.snapshot(), nodes=(replace(kube_node, labels=tuple(sorted(labels.items()))),), gpu_nodes=())
+    file = wish(tmp_path, "new", {"name": "a", "share": "70%"}, {"name": "b", "share": "70%"})
+
+    plan = said(capsys, "plan", "--offline", "--fast", "--snapshot", save(seen, tmp_path), "-f", file)
+
+    assert plan.startswith("note: 1 node without an agent (n1): planned by the labels of GPU Feature Discovery")
+    assert "2 of 2 replicas placed: 2 start" in plan

@@ -14,6 +14,7 @@ import yaml
 
 from tests import install
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.kwok import gpu_node
 from tests.scenarios.stage import Stage
 from tests.sim import GIB, ModelSpec, Sim, node_manifest
 
@@ -48,9 +49,23 @@ def bare(cluster: ControlPlane) -> str:
 
 
 @pytest.fixture(scope="module")
-def stage(cluster: ControlPlane, bare: str) -> Iterator[Stage]:
+def plan_before(cluster: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A plan for a cluster that has the GPU Operator's labels and nothing of Cotenant."""
+    file = tmp_path_factory.mktemp("bare") / "night.yaml"
+    file.write_text(yaml.safe_dump(WISH))
+    node = gpu_node("g-1", "NVIDIA-H100-80GB-HBM3", 2, 81559)
+    node["status"]["conditions"] = [{"type": "Ready", "status": "True", "reason": "Test", "message": ""}]
+    cluster.api.create(node)
+    plan = run(cluster, "plan", "--offline", "--fast", "-f", str(file))
+    cluster.kubectl("delete", "node", "g-1")
+    return plan
+
+
+@pytest.fixture(scope="module")
+def stage(cluster: ControlPlane, bare: str, plan_before: str) -> Iterator[Stage]:
     """Two nodes and the controller."""
     assert bare
+    assert plan_before
     with Sim(cluster.kubeconfig, seed=3, speed=60, models=dict(MODELS)) as sim:
         for name, product, gpus in (("h-1", "NVIDIA-H100-80GB-HBM3", 2), ("r-1", "NVIDIA-RTX-PRO-6000-Blackwell", 1)):
             cluster.api.create(node_manifest(name, product, gpus))
@@ -150,6 +165,12 @@ def test_errors_are_one_line(stage: Stage, tmp_path: Path) -> None:
     assert 'spec.models[0].shares: unknown field; did you mean "share"?' in said
     assert "there is no kubeconfig" in run(stage.cluster, "map", "--kubeconfig", str(tmp_path / "none"), status=1)
     assert "there is no ModelPlacement default/nobody" in run(stage.cluster, "explain", "--offline", "nobody", status=1)
+
+
+def test_a_cluster_without_cotenant_is_planned_by_labels(plan_before: str) -> None:
+    assert "Cotenant is not installed on https://" in plan_before
+    assert "1 node without an agent (g-1): planned by the labels of GPU Feature Discovery" in plan_before
+    assert "3 of 3 replicas placed" in plan_before
 
 
 def test_a_cluster_without_cotenant_is_told_what_to_do(bare: str) -> None:

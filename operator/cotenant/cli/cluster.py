@@ -9,18 +9,20 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from cotenant import sources as hub
-from cotenant.cli import snapshotfile
+from cotenant.cli import bylabels, snapshotfile
 from cotenant.controller.cache import Cache
 from cotenant.controller.heartbeats import Heartbeats
-from cotenant.controller.sources import Source, sources
+from cotenant.controller.sources import NODES, Source, sources
 from cotenant.controller.surroundings import survey
 from cotenant.core.estimate.modelconfig import ModelConfig
+from cotenant.core.labelled import PRODUCT
 from cotenant.core.snapshot import Snapshot
 from cotenant.errors import ClusterError, CotenantError, NotFound, Refused
 from cotenant.kube import Kube, find_kubeconfig
@@ -65,15 +67,29 @@ class View:
     notes: tuple[str, ...] = ()
     offline: bool = False
     """The operator asks no hub."""
+    installed: bool = True
+    """The cluster knows Cotenant's kinds."""
 
 
-def look(options: argparse.Namespace, wish: Callable[[Snapshot], Snapshot] = lambda s: s, *, configs: bool) -> View:
-    """The cluster, or the file named in its place, after `wish`; with the models' configs where a plan wants them."""
+def look(
+    options: argparse.Namespace,
+    wish: Callable[[Snapshot], Snapshot] = lambda s: s,
+    *,
+    configs: bool,
+    by_labels: bool = False,
+) -> View:
+    """The cluster, or the file named in its place, after `wish`; with the models' configs where a plan wants them.
+
+    `by_labels`: nodes that no agent reports count with the GPUs their labels speak of, also where Cotenant is not installed.
+    """
     if getattr(options, "snapshot", None):
-        view = View(wish(snapshotfile.load(options.snapshot)))
+        view = View(snapshotfile.load(options.snapshot))
     else:
-        view = connected(options, observe)
-        view = replace(view, snapshot=wish(view.snapshot))
+        view = connected(options, partial(observe, bare=by_labels))
+    if by_labels:
+        completed, notes = bylabels.completed(view.snapshot, installed=view.installed)
+        view = replace(view, snapshot=completed, notes=(*view.notes, *notes))
+    view = replace(view, snapshot=wish(view.snapshot))
     return with_configs(view, offline=options.offline or view.offline) if configs else view
 
 
@@ -116,21 +132,35 @@ def namespace(options: argparse.Namespace) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------- observing
-async def observe(kube: Kube) -> View:
-    """Everything a pass of the controller would know, by its own rules."""
+async def observe(kube: Kube, *, bare: bool = False) -> View:
+    """Everything a pass of the controller would know, by its own rules; `bare`: also where Cotenant is not installed."""
     settings, notes = await _settings(kube)
     found = await survey(kube, settings.policy)
     cache = Cache(sources(found.policy), found.policy)
     cache.injection_version = found.version
+    installed = True
     for source in sources(found.policy):
-        await _list(kube, cache, source, settings)
+        try:
+            await _list(kube, cache, source, settings)
+        except NotFound as e:
+            if not bare:
+                raise ClusterError(
+                    f"{kube.server} knows no {source.kind}: Cotenant is not installed there; install its chart, or apply crds/"
+                ) from e
+            installed = False
+    if not installed:
+        nodes = next(source for source in sources(found.policy) if source.name == NODES)
+        await _list(kube, cache, replace(nodes, selector=PRODUCT), settings)
+        notes.append(
+            f"Cotenant is not installed on {kube.server}: the plan takes every node with labels for given to it"
+        )
     heartbeats = Heartbeats(kube, settings.namespace, lambda: None)
     now = time.time()
     try:
         await heartbeats.look(now)
     except Refused:
         notes.append(f"the agents' heartbeats in {settings.namespace} are not yours to read: all count as alive")
-    return View(replace(cache.snapshot(now), silent=heartbeats.silent), tuple(notes), settings.hub_offline)
+    return View(replace(cache.snapshot(now), silent=heartbeats.silent), tuple(notes), settings.hub_offline, installed)
 
 
 async def _list(kube: Kube, cache: Cache, source: Source, settings: Settings) -> None:
@@ -141,10 +171,6 @@ async def _list(kube: Kube, cache: Cache, source: Source, settings: Settings) ->
             async for page, _ in kube.pages(source.api_version, source.kind, place, source.selector or None):
                 for body in page:
                     cache.put(source.name, body)
-    except NotFound as e:
-        raise ClusterError(
-            f"{kube.server} knows no {source.kind}: Cotenant is not installed there; install its chart, or apply crds/"
-        ) from e
     except Refused as e:
         raise ClusterError(f"{e}; a view needs to list nodes, gpunodes, pods, services and modelplacements") from e
 

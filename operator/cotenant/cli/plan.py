@@ -63,7 +63,7 @@ def add_files(parser: argparse.ArgumentParser, *, required: bool = False) -> Non
 def planned(options: argparse.Namespace) -> tuple[Course, frozenset[Key], tuple[str, ...]]:
     """The course of things once these files were applied, and whose placements they are (all, without files)."""
     wishes = placementfile.read(options.filename, cluster.namespace(options)) if options.filename else []
-    view = cluster.look(options, lambda seen: placementfile.applied(seen, wishes), configs=True)
+    view = cluster.look(options, lambda seen: placementfile.applied(seen, wishes), configs=True, by_labels=True)
     course = run(view.snapshot)
     mine = {(w.body["metadata"]["namespace"], w.body["metadata"]["name"]) for w in wishes}
     keys = frozenset(mine or {placement.key for placement in course.after.placements})

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from cotenant.core.labelled import by_labels
 from cotenant.core.memo import Memo
+from cotenant.core.share import gib
 from cotenant.core.snapshot import Device, GPUNode, Node, Policy
 
 
@@ -96,12 +98,21 @@ def _why_closed(node: Node, report: GPUNode | None) -> str:
     if node.cordoned:
         return f"node {node.name} is cordoned"
     if report is None:
-        return f"no agent reports the GPUs of {node.name}; is the cotenant agent running there?"
+        return f"no agent reports the GPUs of {node.name}{_labels_say(node)}; is the cotenant agent running there?"
     if not report.supported:
         return f"node {node.name} is not supported ({report.reason}): {report.message}"
     if not report.ready:
         return f"the agent of {node.name} is not ready ({report.reason}): {report.message}"
     return ""
+
+
+def _labels_say(node: Node) -> str:
+    """What is known of them all the same."""
+    found = by_labels(node)
+    if found is None or not found.devices:
+        return ""
+    device = found.devices[0]
+    return f" (its labels speak of {len(found.devices)} x {device.product}, {gib(device.total)} each, which is enough to plan by and too little to start by)"
 
 
 def shut(found: Inventory, closed: Callable[[str], str], memo: Memo) -> Inventory:
