@@ -178,7 +178,7 @@ def test_captured_sizes_are_vllms(largest: int, sizes: int) -> None:
 @pytest.mark.parametrize(
     ("quantization", "gib"),
     [
-        ({"quant_method": "awq", "bits": 4, "group_size": 128}, 5.33),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, 5.41),
         ({"quant_method": "gptq", "bits": 8, "group_size": 128}, 8.63),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 8.49),
         ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}}}, 8.49),

@@ -19,7 +19,11 @@ from cotenant.core.vllm import Engine
 
 DATA = Path(__file__).parents[1] / "gpu" / "data"
 WEIGHTS, TOKENS, PEAK = 0.01, 0.02, 0.03
-MISSES: dict[str, dict[str, str]] = {}
+MISSES: dict[str, dict[str, str]] = {
+    "tokens": {
+        "3/llama-1b@again": "the second start finds compiled kernels on disk and times nothing: 7 % more cache. Ours is a first start's."
+    },
+}
 """By part and run: why it is outside its target."""
 
 
@@ -62,7 +66,7 @@ def off(part: str, name: str, estimated_value: float, real: float, target: float
 def test_eight_architectures_were_measured() -> None:
     architectures = {catalogue.models()[run["model"]]["config"]["model_type"] for run in RUNS.values()}
 
-    assert len(architectures) >= 6
+    assert len(architectures) >= 8
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -81,10 +85,17 @@ def test_tokens_are_within_two_per_cent(name: str) -> None:
     assert found.low <= real <= found.high
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [name for name, run in RUNS.items() if run["real"]["peak"] is not None])
 def test_the_peak_is_within_three_per_cent_or_a_gibibyte(name: str) -> None:
     run, real = RUNS[name], RUNS[name]["real"]["peak"]
     found = estimated(run).peak(run["share"])
 
     off("peak", name, found.value, real, max(PEAK * real, GIB))
     assert found.low <= real <= found.high
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_graphs_are_within_their_bar(name: str) -> None:
+    found = estimated(RUNS[name]).cuda_graphs
+
+    assert found.low <= RUNS[name]["real"]["graphs"] <= found.high

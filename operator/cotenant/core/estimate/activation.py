@@ -64,12 +64,16 @@ def old_runner(config: ModelConfig) -> bool:
 _NEW_RUNNER = frozenset({"DeepseekV2ForCausalLM", "GraniteMoeForCausalLM", "Qwen2MoeForCausalLM"})
 
 
-def _bar(config: ModelConfig) -> float:
-    """How far off a step may be."""
-    plain = config.known and not any(
+def is_plain(config: ModelConfig) -> bool:
+    """A known decoder without experts, latent attention or states: those that were measured most."""
+    return config.known and not any(
         block.mlp.experts or block.attention.latent or block.attention.state for block in config.blocks
     )
-    return 0.15 if plain else 0.5
+
+
+def _bar(config: ModelConfig) -> float:
+    """How far off a step may be."""
+    return 0.15 if is_plain(config) else 0.5
 
 
 def _step(config: ModelConfig, ranks: int, tokens: int, dtype: int) -> int:

@@ -15,8 +15,9 @@ _LATENT_BLOCK = 64
 """FlashMLA, the backend of MLA models on Hopper, takes no other."""
 _STEPS_IN_FLIGHT = 2
 """Batches that may be scheduled at once with asynchronous scheduling, vLLM's default."""
-_STATES_PER_SEQUENCE = 2
-"""State pages one sequence holds while prefix caching is on, vLLM's default (`mamba_cache_mode` align)."""
+_STATES_PER_SEQUENCE = 1
+"""State pages one sequence holds in each layer: vLLM 0.26 turns prefix caching off for models with states (`mamba_cache_mode` none);
+with it there are two."""
 
 KV_BITS = {
     "fp8": 8.0, "fp8_e4m3": 8.0, "fp8_e5m2": 8.0, "fp8_inc": 8.0, "fp8_ds_mla": 8.0, "bfloat16": 16.0, "float16": 16.0,

@@ -139,7 +139,7 @@ def _delta_net(keys: Json) -> State:
         heads=heads,
         norm=width,
         elements=heads * width * number(keys, "linear_key_head_dim", 128),
-        state_bytes=4,
+        state_bytes=_state_bytes(keys, "mamba_ssm_dtype"),
     )
 
 
@@ -157,8 +157,14 @@ def _mamba(keys: Json) -> State:
         heads=heads,
         norm=inner,
         elements=inner * size,
-        state_bytes=4,
+        state_bytes=_state_bytes(keys, "mamba_ssm_cache_dtype"),
     )
+
+
+def _state_bytes(keys: Json, name: str) -> int:
+    """Bytes of a number of the recurrent state: what the config asks for, else the model's dtype (vLLM's `auto`)."""
+    wanted = keys.get(name) or keys.get("dtype") or keys.get("torch_dtype")
+    return 4 if wanted == "float32" else 2
 
 
 # ------------------------------------------------------------------------------------------------------------------ MLP

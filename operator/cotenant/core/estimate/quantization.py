@@ -33,7 +33,9 @@ def quantization(config: Json, text: Json) -> Quantization | None:
         return None
     method = str(found.get("quant_method") or found.get("quant_algo") or "").lower()
     if method in ("awq", "gptq", "awq_marlin", "gptq_marlin", "auto-round", "autoround", "inc"):
-        return Quantization(method, _grouped(number(found, "bits", number(found, "w_bit", 4)), found, zero_points=True))
+        bits = number(found, "bits", number(found, "w_bit", 4))
+        # Machete, which Hopper runs AWQ on, keeps zero points in 16 bits, scales applied (`MacheteLinearKernel`)
+        return Quantization(method, _grouped(bits, found, zero=16 if method.startswith("awq") else bits))
     if method == "fp8" or method == "fbgemm_fp8":
         return Quantization(method, _BLOCK_FP8 if found.get("weight_block_size") else 8.0)
     if method in ("mxfp4", "gpt_oss_mxfp4"):
@@ -47,11 +49,11 @@ def quantization(config: Json, text: Json) -> Quantization | None:
     return Quantization(method or "unknown", float(number(found, "bits", 8)) + 0.5, exact=False)
 
 
-def _grouped(bits: int, found: Json, *, zero_points: bool) -> float:
-    """Whole-number weights with a 16-bit scale, and a zero point of the same bits, for each group."""
+def _grouped(bits: int, found: Json, *, zero: int) -> float:
+    """Whole-number weights with a 16-bit scale, and a zero point of `zero` bits, for each group."""
     raw = found.get("group_size", 128)
     group = raw if isinstance(raw, int) and raw > 0 else 0
-    return bits + (16 + (bits if zero_points else 0)) / group if group else bits + 0.02
+    return bits + (16 + zero) / group if group else bits + 0.02
 
 
 def _compressed(found: Json) -> Quantization:
@@ -66,7 +68,7 @@ def _compressed(found: Json) -> Quantization:
             _PACKED_FLOAT["nvfp4"] if bits == 4 else _BLOCK_FP8 if weights.get("strategy") == "block" else float(bits)
         )
     elif weights.get("strategy") == "group":
-        each = _grouped(bits, weights, zero_points=not flag(weights, "symmetric", True))
+        each = _grouped(bits, weights, zero=0 if flag(weights, "symmetric", True) else bits)
     else:
         each = float(bits)
     ignored = " ".join(names(found, "ignore"))
