@@ -97,6 +97,18 @@ def test_other_numbers() -> None:
     assert (disturbed.initial_free, disturbed.current_free) == (8294 * GIB // 100, 9017 * GIB // 100)
 
 
+def test_a_refused_setting_is_said_with_why() -> None:
+    said = judge(Evidence(exit_code=1, reason="Error", log=log("validation"))).message
+    named = "ValidationError: 2 validation errors for CacheConfig\nblock_size\n  Input should be 1 or 8 [type=literal_error]"
+
+    assert "User-specified max_model_len (262144) is greater than" in said
+    assert "type=" not in said
+    assert judge(Evidence(exit_code=1, reason="Error", log=named)).message.endswith(
+        ": block_size Input should be 1 or 8"
+    )
+    assert judge(Evidence(exit_code=1, reason="Error", log=named.split("\n")[0])).message.endswith("CacheConfig")
+
+
 def test_the_cause_is_said_without_the_prefixes_of_the_log() -> None:
     verdict = judge(evidence("no-room"))
 

@@ -175,6 +175,8 @@ def _found(death: Death, log: str, at: int, phase: Phase, evidence: Evidence) ->
     if death.kind is Kind.ENGINE_DIED:
         return _died(log, phase)
     text = _text(window)
+    if "validation error" in text:
+        text = f"{text}: {_refused(log[start + len(line) :])}".rstrip(": ")
     blame, blamed = _blame(figures, evidence) if death.kind in _EXHAUSTED else (Blame.NOBODY, "")
     return Verdict(death.kind, _say(text, blame, blamed), text, phase, blame, blamed, figures)
 
@@ -182,6 +184,17 @@ def _found(death: Death, log: str, at: int, phase: Phase, evidence: Evidence) ->
 def _text(line: str) -> str:
     stripped = _PREFIX.sub("", line, count=1).strip()
     return stripped if len(stripped) <= 700 else stripped[:699] + "…"
+
+
+def _refused(below: str) -> str:
+    """What pydantic says under its heading: the setting, where it names one, and why it was refused."""
+    said = []
+    for line in below.lstrip("\n").split("\n", 3)[:3]:
+        words, is_reason, _ = _text(line).partition(" [type=")
+        said.append(words)
+        if is_reason:
+            break
+    return " ".join(said)
 
 
 def _root_cause(log: str) -> str:
