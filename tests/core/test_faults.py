@@ -176,3 +176,44 @@ def test_a_start_that_says_nothing_is_looked_at_again_when_its_time_is_over() ->
     assert decision.wake_at is not None
     cluster.now = decision.wake_at
     assert [judged.verdict for judged in cluster.step().judged] == ["SlowStart"]
+
+
+def test_who_has_no_place_is_told_for_whom_one_is_kept() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "60%"))).settle()
+    cluster.die("p-m-0", log=log("engine-bug"))
+    cluster.settle()
+
+    cluster.apply(placement("q", model("m", "60%"), created=2.0)).settle()
+
+    said = cluster.condition("q", "Placed")["message"]
+    assert "needs 48Gi" in said
+    assert "places are kept for p/m-0 on n1, which starts again at 1970-01-01T00:16:50Z" in said
+
+
+def test_a_death_does_not_cost_a_replica_its_place() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "60%"))).settle()
+    cluster.apply(
+        placement("a", model("m", "60%"), created=0.5), placement("q", model("m", "60%"), created=2.0)
+    ).settle()
+
+    cluster.die("p-m-0", log=log("engine-bug"))
+    cluster.settle()
+    cluster.now += 12
+    cluster.settle()
+
+    assert cluster.log == ["+p-m-0", "-p-m-0 EngineEnded", "+p-m-0"]
+    assert [cluster.phases(name) for name in "paq"] == [["Ready"], ["Unplaced"], ["Unplaced"]]
+
+
+def test_who_waits_for_long_keeps_no_gpu_from_others() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "60%", on_out_of_memory=ALLOWED)))
+    for _ in range(4):
+        cluster.step()
+        key = ("default", "p-m-0")
+        cluster.pods[key] = replace(cluster.pods[key], blocked_reason="CreateContainerConfigError", blocked="no secret")
+        cluster.now += 60
+        cluster.settle(serve=False)
+        cluster.now += 90
+    cluster.apply(placement("a", model("m", "60%"), created=0.5)).settle()
+
+    assert cluster.phases("a") == ["Ready"]

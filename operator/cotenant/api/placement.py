@@ -188,7 +188,9 @@ def read_status(body: dict[str, Any]) -> Status:
                 for c in status.conditions
             ),
             replicas=tuple(
-                ReplicaMemory(m.name, r.index, r.phase, seconds(r.since)) for m in status.models for r in m.replicas
+                ReplicaMemory(m.name, r.index, r.phase, seconds(r.since), r.node or "", r.gpus, r.utilization or "")
+                for m in status.models
+                for r in m.replicas
             ),
             learned=tuple(_learned(m.name, known) for m in status.models for known in m.learned),
             faults=tuple(_fault(m.name, fault) for m in status.models for fault in m.faults),

@@ -20,6 +20,9 @@ from cotenant.core.replica import Replica
 from cotenant.core.share import GIB, Percent
 from cotenant.core.snapshot import Fault, Pod, Snapshot
 
+PATIENCE = ladder.LONGEST_DELAY * 1.1
+"""Seconds for which a place is kept, the longest back-off of all but those that wait for somebody else's doing."""
+
 
 @dataclass(frozen=True)
 class Faults:
@@ -34,6 +37,10 @@ class Faults:
     judged: tuple[Judged, ...] = ()
     wake_at: float | None = None
     """When the next start has had its time (Unix seconds)."""
+    kept: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    """By replica key: (node, GPUs) of those that are only waiting out a short back-off."""
+    resting: dict[str, float] = field(default_factory=dict)
+    """By replica key: when those without a pod start again (Unix seconds) that wait so long that no place is kept for them."""
 
     def applied(self, replica: Replica) -> Replica:
         """The replica with what its remedies changed for planning."""
@@ -47,6 +54,7 @@ class Faults:
             avoid=changes.avoid,
             wait_for_free=changes.wait_for_free or 0,
             yielded_to=changes.yielding is not None,
+            kept=self.kept.get(replica.key),
         )
 
     def tuning(self, replica: Replica) -> Tuning:
@@ -70,6 +78,8 @@ def faults(snapshot: Snapshot, cases: tuple[Case, ...]) -> Faults:
     events: list[Emit] = []
     judged: list[Judged] = []
     dues: list[float] = []
+    kept: dict[str, tuple[str, tuple[str, ...]]] = {}
+    resting: dict[str, float] = {}
     ground = cache(lambda: Ground(snapshot))
     upset = [(case, wanted) for case in cases if not case.calm for wanted in case.wanted]
     for case, wanted in upset:
@@ -86,6 +96,13 @@ def faults(snapshot: Snapshot, cases: tuple[Case, ...]) -> Faults:
                 after = _after(snapshot, wanted, pod, after, recorded, events, judged, ground)
                 if due is not None and due > snapshot.now:
                     dues.append(due)
+            if after is not None and not after.failed and not mine:
+                until = ladder.held_until(after, snapshot.now)
+                if until - snapshot.now > PATIENCE:
+                    resting[f"{wanted.key}/{index}"] = until
+                    dues.append(until - PATIENCE)
+                elif place := _kept(wanted, index, ground):
+                    kept[f"{wanted.key}/{index}"] = place
             if after is not None:
                 of[f"{wanted.key}/{index}"] = after
                 by_model.setdefault(wanted.key, []).append(after)
@@ -96,7 +113,19 @@ def faults(snapshot: Snapshot, cases: tuple[Case, ...]) -> Faults:
         tuple(events),
         tuple(judged),
         min(dues, default=None),
+        kept,
+        resting,
     )
+
+
+def _kept(wanted: Wanted, index: int, ground: Callable[[], Ground]) -> tuple[str, tuple[str, ...]] | None:
+    """Where a replica that waits out a short back-off has its place, if it still has it."""
+    memories = wanted.placement.status.replicas
+    memory = next((m for m in memories if (m.model, m.index) == (wanted.model.name, index) and m.gpus), None)
+    if memory is None or len(memory.gpus) != wanted.model.tensor_parallel:
+        return None
+    fits = all(ground().has_room(uuid, memory.utilization, wanted.placement.headroom) for uuid in memory.gpus)
+    return (memory.node, memory.gpus) if fits else None
 
 
 def _timeout(snapshot: Snapshot, fault: Fault | None) -> float:

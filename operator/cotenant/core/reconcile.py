@@ -16,6 +16,7 @@ from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.faults import Faults, faults
 from cotenant.core.inventory import Inventory, inventory, shut
 from cotenant.core.issues import impossible
+from cotenant.core.kept import told_who_waits
 from cotenant.core.ledger import Account, accounts
 from cotenant.core.lessons import Lessons, kv_pin, learn
 from cotenant.core.memo import Memo
@@ -23,11 +24,11 @@ from cotenant.core.names import ENGINE_CONTAINER
 from cotenant.core.oom.ladder import held_until
 from cotenant.core.planning import assign
 from cotenant.core.pod import Tuning, engine_pod, service, service_hash
-from cotenant.core.replica import Assigned, Crew, Replica
+from cotenant.core.replica import Assigned, Crew, NoPlace, Replica
 from cotenant.core.report import states, statuses
 from cotenant.core.rollout import Admitted, admit
-from cotenant.core.snapshot import Learned, Pod, Policy, RolloutStrategy, Snapshot
-from cotenant.core.status import ModelState
+from cotenant.core.snapshot import Fault, Learned, Pod, Policy, RolloutStrategy, Snapshot
+from cotenant.core.status import ModelState, rfc3339
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ class Considered:
     @property
     def hopeful(self) -> list[Crew]:
         """The replicas that are planned, by case."""
-        failed = {key for key, fault in self.troubles.of.items() if fault.failed}
-        return [_hopeful(crew, failed) for crew in self.crews] if failed else list(self.crews)
+        without = {key for key, fault in self.troubles.of.items() if fault.failed} | self.troubles.resting.keys()
+        return [_hopeful(crew, without) for crew in self.crews] if without else list(self.crews)
 
 
 def consider(snapshot: Snapshot, memo: Memo) -> Considered:
@@ -87,13 +88,15 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     demands, machines, ledger, binding = known.demands, known.machines, known.ledger, known.binding
     troubles, lessons, replicas = known.troubles, known.lessons, known.replicas
     places = assign(known.hopeful, machines, ledger, binding.unusable, binding.cost, policy, known.orphans, memo)
+    places |= {key: _rests(troubles.of[key], until) for key, until in troubles.resting.items()}
     changes = drift(known.cases, known.crews, places, demands, machines, policy, troubles.recorded, memo)
     retry_at = {key: held_until(fault, snapshot.now) for key, fault in troubles.of.items()}
     admitted = admit(changes, replicas, places, pods, ledger, binding.pending, retry_at, snapshot.reading, snapshot.now)
     planned = [place.allocation for place in places.values() if isinstance(place, Assigned)]
     reservations = binding.reservations(planned, ledger, snapshot.now)
     issues = impossible(demands, machines, replicas, places)
-    models = states(snapshot, demands, known.cases, known.crews, places, admitted, troubles, lessons, issues, memo)
+    said = told_who_waits(replicas, places, admitted.waits)
+    models = states(snapshot, demands, known.cases, known.crews, said, admitted, troubles, lessons, issues, memo)
     told = statuses(snapshot, models, issues, ledger, binding, memo)
     creates, deletes = _changes(snapshot, admitted, binding, troubles, machines)
     wakes = [
@@ -115,6 +118,11 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     )
     memo.turn()
     return decided
+
+
+def _rests(fault: Fault, until: float) -> NoPlace:
+    said = f"{fault.reason}: {fault.message}; starts again at {rfc3339(until)}, and keeps no GPU from others until then"
+    return NoPlace("BackOff", said, waiting=True)
 
 
 def _phases(models: dict[str, list[ModelState]]) -> tuple[tuple[str, int], ...]:
@@ -197,9 +205,9 @@ def _orphans(snapshot: Snapshot, demands: Demands) -> tuple[Pod, ...]:
     )
 
 
-def _hopeful(crew: Crew, failed: set[str]) -> Crew:
-    """A replica left `Failed` keeps no GPU from others; one that runs after all is planned as ever."""
-    kept = [r for r in crew if r.key not in failed or (r.pod is not None and r.pod.is_alive)]
+def _hopeful(crew: Crew, without: set[str]) -> Crew:
+    """Replicas left `Failed`, or resting for long, keep no GPU from others; one that runs after all is planned as ever."""
+    kept = [r for r in crew if r.key not in without or (r.pod is not None and r.pod.is_alive)]
     return crew if len(kept) == len(crew) else tuple(kept)
 
 

@@ -183,6 +183,9 @@ def running(key: str, members: list[Replica]) -> list[Running]:
     """Those that have their GPUs now; one that does not serve yet, or no longer, is not worth a move but keeps its place."""
     found = []
     for position, member in enumerate(members):
+        if member.pod is None and member.kept and not set(member.avoid) & set(member.kept[1]):
+            found.append(Running(key, position, *member.kept))
+            continue
         allocation = member.pod.allocation if member.pod else None
         if allocation is None or member.pod is None or len(allocation.gpus) != member.wanted.model.tensor_parallel:
             continue

@@ -1,0 +1,40 @@
+"""A replica in back-off keeps its place: whoever finds none for lack of memory is told for whom GPUs are kept meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cotenant.core.planning import Places
+from cotenant.core.replica import Assigned, NoPlace, Replica
+
+NAMED = 3
+
+
+def told_who_waits(replicas: list[Replica], places: Places, waits: dict[str, NoPlace]) -> Places:
+    """The same places, with the reasons of the unplaced naming those that wait."""
+    resting = [r for r in replicas if (wait := waits.get(r.key)) is not None and wait.reason == "BackOff"]
+    if not resting:
+        return places
+    lacking = {
+        replica.key: place
+        for replica in replicas
+        if isinstance(place := places.get(replica.key), NoPlace) and place.reason == "InsufficientMemory"
+    }
+    if not lacking:
+        return places
+    owners = {replica.key: replica.wanted.placement.namespace for replica in replicas if replica.key in lacking}
+    told: Places = dict(places)
+    for key, place in lacking.items():
+        kept = [_kept(replica, owners[key], places, waits) for replica in resting[:NAMED]]
+        more = f" and {len(resting) - NAMED} more" if len(resting) > NAMED else ""
+        told[key] = replace(place, message=f"{place.message}; places are kept for {', '.join(kept)}{more}")
+    return told
+
+
+def _kept(replica: Replica, namespace: str, places: Places, waits: dict[str, NoPlace]) -> str:
+    """One that waits; of other namespaces nothing is named."""
+    wanted, place = replica.wanted, places.get(replica.key)
+    where = f" on {place.allocation.node}" if isinstance(place, Assigned) else ""
+    ours = wanted.placement.namespace == namespace
+    name = f"{wanted.placement.name}/{wanted.model.name}-{replica.index}" if ours else "a replica of another namespace"
+    return f"{name}{where}, which {waits[replica.key].message}"
