@@ -12,9 +12,10 @@ NAMED = 3
 
 def told_who_waits(replicas: list[Replica], places: Places, waits: dict[str, NoPlace]) -> Places:
     """The same places, with the reasons of the unplaced naming those that wait."""
-    resting = [r for r in replicas if (wait := waits.get(r.key)) is not None and wait.reason == "BackOff"]
-    if not resting:
+    keys = {key for key, wait in waits.items() if wait.reason == "BackOff"}
+    if not keys:
         return places
+    resting = [replica for replica in replicas if replica.key in keys]
     lacking = {
         replica.key: place
         for replica in replicas
