@@ -51,6 +51,7 @@ class Relaxation:
         self.whole = whole
         self.classes, self.class_kind, self.class_island, self.gpu_class = _classes(board, least, whole)
         asked = self._asked(board, counts)
+        self.classes = [_reachable(of, [n for s in asked if (n := s[c])]) for c, of in enumerate(self.classes)]
         self._collect(board, counts, asked)
         self.rounded = len(self.items) < len(asked)
         self.item_of = {w: i for i, workloads in enumerate(self.workloads) for w in workloads}
@@ -176,6 +177,12 @@ class Relaxation:
                 item = self.items[number]
                 found[item.row][kind] = found[item.row].get(kind, 0.0) + count * item.weight * times
         return found
+
+
+def _reachable(of: BinClass, needs: list[tuple[int, int]]) -> BinClass:
+    """The class with no more room than multiples of what all needs are multiples of can fill."""
+    share, both = gcd(*(n[0] for n in needs)) or 1, gcd(*(n[1] for n in needs)) or 1
+    return replace(of, promise=of.promise // share * share, real=of.real // both * both)
 
 
 def _l2_at(sizes: list[tuple[int, int]], capacity: int, least: int) -> int:

@@ -163,12 +163,15 @@ def solve(
         if not spend(work):
             break
     if complete:
-        # the best prices judged once more, without what saved time on the way
-        total = sum(v * item.count for v, item in zip(prices, items, strict=True))
-        for c, of in enumerate(classes):
-            enough = of.cost * PRICE_SCALE + best_supply[c]
-            worth, _, nodes = pricings[c].best(prices, enough, LAST_LOOK * nodes_for[c], LAST_LOOK * PRECISION)
-            total -= max(0, worth - of.cost * PRICE_SCALE) * of.supply
-            spend(nodes // NODES_A_STEP)
-        best = max(best, total)
+        # the best prices and the LP's own judged once more, without what saved time on the way
+        raw = [max(0, int(lp.duals[item.row] * item.weight * PRICE_SCALE)) for item in items]
+        for values in (prices, raw):
+            total = sum(v * item.count for v, item in zip(values, items, strict=True))
+            for c, of in enumerate(classes):
+                least = of.cost * PRICE_SCALE or best_supply[c] * 98 // 100
+                worth, _, nodes = pricings[c].best(values, least, LAST_LOOK * nodes_for[c], LAST_LOOK * PRECISION)
+                total -= max(0, worth - of.cost * PRICE_SCALE) * of.supply
+                spend(nodes // NODES_A_STEP)
+            if total > best:
+                best, prices = total, values
     return Solution(max(0, best), tuple(prices), tuple(lp.use()), complete)
