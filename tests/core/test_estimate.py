@@ -438,6 +438,22 @@ def test_nothing_is_refused_on_a_guess() -> None:
     assert refuse(unknown, Engine(max_model_len=1024), 1, share) is None
 
 
+def test_compiling_takes_a_copy_of_the_embedding_unless_kernels_are_not_timed() -> None:
+    graphs = Engine(max_num_seqs=64, max_num_batched_tokens=2048, max_capture_size=64)
+    untimed = replace(
+        graphs,
+        compilation_config='{"inductor_compile_config":{"combo_kernels":true,"benchmark_combo_kernel":false}}',
+    )
+
+    timed = estimate(model(), graphs).activation
+    assert timed.value > 128256 * 4096 * 2
+    assert (
+        estimate(model(), untimed).activation.value
+        == estimate(model(), replace(graphs, cuda_graphs=False)).activation.value
+    )
+    assert timed.low < estimate(model(), untimed).activation.value < timed.value
+
+
 def test_what_was_measured_replaces_what_was_estimated() -> None:
     found = estimate(model(), Engine(), 1, Taught(weights=16 * GIB, overrun=GIB))
 

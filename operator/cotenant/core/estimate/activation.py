@@ -104,7 +104,11 @@ def _compiling(config: ModelConfig, engine: Engine, ranks: int, tokens: int, dty
     vLLM compiles with `benchmark_combo_kernel`: Inductor times its kernels on random tensors as large as the real ones, and the
     first kernel reads the whole embedding and writes the hidden states twice.
     """
-    if not engine.cuda_graphs:
+    inductor = _object(engine.compilation_config).get("inductor_compile_config")
+    asked = inductor if isinstance(inductor, dict) else {}
+    if not engine.cuda_graphs or (
+        {"combo_kernels", "benchmark_combo_kernel"} & set(asked) and not asked.get("benchmark_combo_kernel")
+    ):
         return 0
     table = vocabulary_rows(config, ranks) * config.hidden
     return (table + 2 * tokens * config.hidden) * dtype + fitted.COMPILE_BASE
