@@ -47,7 +47,7 @@ def test_the_kubelet_says_who_holds_what(kubelet: Kubelet) -> None:
 def test_a_replica_is_its_gpu() -> None:
     replica = Holding("n", "p", "c", "nvidia.com/gpu", "GPU-6f3a::3")
 
-    assert (replica.gpu, replica.is_replica) == ("GPU-6f3a", True)
+    assert replica.gpu == "GPU-6f3a"
     assert Holding("n", "p", "c", "nvidia.com/mig-1g.5gb", "MIG-1").is_mig
     assert Holding("n", "p", "c", "example.com/fpga", "fpga0").gpu == ""
 

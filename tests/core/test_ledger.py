@@ -46,7 +46,8 @@ class GPU:
         share, overrun = asked.of(self.device.usable), self.chance.randrange(4 * GIB)
         headroom = self.chance.choice((0, 500, 1000))
         after = replace(before, headroom=max(before.headroom, headroom))
-        room = share <= after.free_promises and share + overrun <= before.free_use
+        promisable = after.device.usable - after.reserved - after.promised - after.strangers
+        room = share <= promisable and share + overrun <= before.free_use
         if not room or before.free_now() < share + context(1):
             return False
         self.serial += 1
@@ -85,7 +86,7 @@ class GPU:
         account = self.account
         told = (
             account.promised, account.expected, account.reserved, account.strangers, account.unexplained, account.foreign,
-            account.free_promises, account.free_use, account.free_now(),
+            account.free_use, account.free_now(),
         )  # fmt: skip
         assert min(told) >= 0
         assert account.expected >= account.promised

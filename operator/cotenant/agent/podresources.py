@@ -47,11 +47,6 @@ class Holding:
         return found[1] if found else ""
 
     @property
-    def is_replica(self) -> bool:
-        """Whether the plugin hands this GPU out more than once."""
-        return "::" in self.device
-
-    @property
     def is_mig(self) -> bool:
         """Whether it is a slice of a GPU."""
         return self.device.startswith("MIG-") or "/mig-" in self.resource

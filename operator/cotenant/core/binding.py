@@ -75,6 +75,8 @@ class Pinned:
         self._proofs = {(proof.node, proof.key): proof for proof in snapshot.preflights if not proof.deleting}
         self._agents = {report.name: report.agent_version for report in snapshot.gpu_nodes}
         self._version = snapshot.injection_version
+        self._keys: dict[str, str] = {}
+        """Of grounds, by node: asked several times a pass."""
 
     def unusable(self, uuid: str) -> str:
         """Gone, unhealthy, or given to somebody else by the device plugin."""
@@ -203,23 +205,27 @@ class Pinned:
             agent_version=self._agents.get(node.name, ""),
         )
 
+    def _key(self, node: Node) -> str:
+        found = self._keys.get(node.name)
+        if found is None:
+            found = self._keys[node.name] = self._ground(node).key
+        return found
+
     def _unproven(self, name: str) -> str:
         node = self._nodes.get(name)
         if not self._policy.preflight or node is None:
             return ""
-        ground = self._ground(node)
-        proof = self._proofs.get((name, ground.key))
+        proof = self._proofs.get((name, self._key(node)))
         if proof is None or isinstance(proof.verdict, preflight.Running):
             return f"a preflight pod is proving that pods on {name} see exactly the GPU they are given"
         if isinstance(proof.verdict, preflight.Failed):
-            return f"{UNVERIFIED}: on {name} style {ground.style.value} does not give a pod exactly its GPU: {proof.verdict.reason}"
+            return f"{UNVERIFIED}: on {name} style {Style(self._policy.injection).value} does not give a pod exactly its GPU: {proof.verdict.reason}"
         return ""
 
     def _new_proof(self, node: Node, uuids: set[str]) -> list[Create]:
         if not self._policy.preflight:
             return []
-        ground = self._ground(node)
-        if (node.name, ground.key) in self._proofs:
+        if (node.name, self._key(node)) in self._proofs:
             return []
         held = sorted(
             u
@@ -229,7 +235,7 @@ class Pinned:
         if not held:
             return []
         pod = preflight.manifest(
-            ground,
+            self._ground(node),
             held[0],
             image=self._policy.preflight_image or self._policy.holder_image,
             namespace=self._policy.namespace,
@@ -238,9 +244,9 @@ class Pinned:
         return [Create(pod, "Preflight", f"proves that a pod on {node.name} sees exactly the GPU it is given")]
 
     def _stale_proofs(self, now: float) -> list[Delete]:
-        current = {
-            (name, self._ground(node).key) for name, node in self._nodes.items() if name in self._inventory.machines
-        }
+        if not self._proofs:
+            return []
+        current = {(name, self._key(node)) for name, node in self._nodes.items() if name in self._inventory.machines}
         deletes: list[Delete] = []
         for key, proof in sorted(self._proofs.items()):
             if key not in current:

@@ -10,6 +10,7 @@ from cotenant.core.cases import Case, pods_of
 from cotenant.core.decision import Emit, Judged
 from cotenant.core.demand import Wanted
 from cotenant.core.drift import due_at, overdue
+from cotenant.core.memo import Memo
 from cotenant.core.oom import ladder
 from cotenant.core.oom.evidence import evidence_of
 from cotenant.core.oom.facts import Ground, facts_of
@@ -70,7 +71,7 @@ class Faults:
         return replace(bare, start_timeout=changes.start_timeout) if changes.start_timeout else bare
 
 
-def faults(snapshot: Snapshot, cases: tuple[Case, ...]) -> Faults:
+def faults(snapshot: Snapshot, cases: tuple[Case, ...], memo: Memo) -> Faults:
     """Judges pods that ended or cannot start, steps their ladders, forgets what healed."""
     of: dict[str, Fault] = {}
     by_model: dict[str, list[Fault]] = {}
@@ -80,7 +81,7 @@ def faults(snapshot: Snapshot, cases: tuple[Case, ...]) -> Faults:
     dues: list[float] = []
     kept: dict[str, tuple[str, tuple[str, ...]]] = {}
     resting: dict[str, float] = {}
-    ground = cache(lambda: Ground(snapshot))
+    ground = cache(lambda: Ground(snapshot, memo))
     upset = [(case, wanted) for case in cases if not case.calm for wanted in case.wanted]
     for case, wanted in upset:
         before = {fault.index: fault for fault in wanted.placement.status.faults if fault.model == wanted.model.name}

@@ -6,7 +6,7 @@ Two sums hold on every GPU: promised, `sum(flag x T) + strangers <= T - headroom
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from cotenant.core.memo import Memo
@@ -51,11 +51,17 @@ class Account:
     tenants: tuple[Tenant, ...] = ()
     headroom: int = 0
     """Ten-thousandths: the largest ask of its tenants."""
+    strangers: int = field(init=False)
+    """Bytes used by processes that are not ours."""
+    promised: int = field(init=False)
+    """Sum of the shares of its tenants."""
+    expected: int = field(init=False)
+    """Sum of shares and overruns of its tenants."""
 
-    @property
-    def strangers(self) -> int:
-        """Bytes used by processes that are not ours."""
-        return sum(stranger.used for stranger in self.device.strangers)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strangers", sum(stranger.used for stranger in self.device.strangers))
+        object.__setattr__(self, "promised", sum(tenant.promised for tenant in self.tenants))
+        object.__setattr__(self, "expected", sum(tenant.expected for tenant in self.tenants))
 
     @property
     def unexplained(self) -> int:
@@ -70,24 +76,9 @@ class Account:
         return self.strangers + self.unexplained
 
     @property
-    def promised(self) -> int:
-        """Sum of the shares of its tenants."""
-        return sum(tenant.promised for tenant in self.tenants)
-
-    @property
-    def expected(self) -> int:
-        """Sum of shares and overruns of its tenants."""
-        return sum(tenant.expected for tenant in self.tenants)
-
-    @property
     def reserved(self) -> int:
         """Bytes of headroom."""
         return self.device.usable * self.headroom // SCALE
-
-    @property
-    def free_promises(self) -> int:
-        """Room for another promise."""
-        return max(0, self.device.usable - self.reserved - self.promised - self.strangers)
 
     @property
     def free_use(self) -> int:

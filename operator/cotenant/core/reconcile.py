@@ -9,8 +9,8 @@ from itertools import chain
 
 from cotenant.core.binding import Binding, Pinned
 from cotenant.core.cases import Case, cases, pods_of
-from cotenant.core.decision import Apply, Create, Decision, Delete, GPUFigures
-from cotenant.core.demand import Demands, Wanted, demand
+from cotenant.core.decision import Create, Decision, Delete, GPUFigures
+from cotenant.core.demand import Demands, demand
 from cotenant.core.drift import Start, drift, outdated
 from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.faults import Faults, faults
@@ -23,10 +23,11 @@ from cotenant.core.memo import Memo
 from cotenant.core.names import ENGINE_CONTAINER
 from cotenant.core.oom.ladder import held_until
 from cotenant.core.planning import assign
-from cotenant.core.pod import Tuning, engine_pod, service, service_hash
+from cotenant.core.pod import Tuning, engine_pod
 from cotenant.core.replica import Assigned, Crew, NoPlace, Replica
 from cotenant.core.report import states, statuses
 from cotenant.core.rollout import Admitted, admit
+from cotenant.core.services import services, stale_services
 from cotenant.core.snapshot import Fault, Learned, Pod, Policy, RolloutStrategy, Snapshot
 from cotenant.core.status import ModelState, rfc3339
 
@@ -65,7 +66,7 @@ def consider(snapshot: Snapshot, memo: Memo) -> Considered:
     binding = Pinned(snapshot, found)
     machines = shut(found, binding.closed, memo)
     there = cases(demands, snapshot.pods, memo)
-    troubles = faults(snapshot, there)
+    troubles = faults(snapshot, there, memo)
     lessons = learn(snapshot, there, machines, memo)
     return Considered(
         demands,
@@ -104,8 +105,8 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     ]
     decided = Decision(
         creates=(*reservations.creates, *creates),
-        deletes=(*deletes, *reservations.deletes, *_stale_services(snapshot, demands)),
-        applies=_services(snapshot, demands, memo),
+        deletes=(*deletes, *reservations.deletes, *stale_services(snapshot, demands, memo)),
+        applies=services(snapshot, demands, memo),
         statuses=told.written,
         events=(*troubles.events, *told.events),
         wake_at=min(wakes, default=None),
@@ -262,35 +263,6 @@ def _tuning(start: Start, policy: Policy, troubles: Faults, machines: Inventory)
         else None
     )
     return replace(tuning, kv_cache_bytes=pinned) if pinned else tuning
-
-
-def _services(snapshot: Snapshot, demands: Demands, memo: Memo) -> tuple[Apply, ...]:
-    there = {((known.namespace, known.name), known.hash) for known in snapshot.services}
-    out: list[Apply] = []
-    for row in demands.rows:
-        needed = memo.of("services", row, (), partial(_needed, row))
-        if needed.keys() <= there:
-            continue
-        missing = (wanted for needs, wanted in needed.items() if needs not in there)
-        out.extend(Apply(service(wanted), "Service") for wanted in missing if wanted.key not in demands.blocked)
-    return tuple(out)
-
-
-def _needed(row: tuple[Wanted, ...]) -> dict[tuple[tuple[str, str], str], Wanted]:
-    """The models of a placement by the names and hashes of their Services."""
-    return {(wanted.service, service_hash(wanted)): wanted for wanted in row}
-
-
-def _stale_services(snapshot: Snapshot, demands: Demands) -> tuple[Delete, ...]:
-    """Services of models that a placement no longer has; those of a placement that is gone are Kubernetes' to collect."""
-    wanted = {(w.placement.namespace, w.placement.name, w.model.name) for w in demands.wanted}
-    readable = {p.key for p in snapshot.placements if not (p.invalid or p.deleting)}
-    return tuple(
-        Delete(known.namespace, known.name, "", "ModelRemoved", kind="Service")
-        for known in snapshot.services
-        if (known.namespace, known.placement, known.model) not in wanted
-        and (known.namespace, known.placement) in readable
-    )
 
 
 def _figures(machines: Inventory, ledger: dict[str, Account], memo: Memo) -> tuple[GPUFigures, ...]:

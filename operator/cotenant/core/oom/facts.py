@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from cotenant.core.inventory import inventory
 from cotenant.core.ledger import Account, accounts
+from cotenant.core.memo import Memo
 from cotenant.core.share import SCALE
 from cotenant.core.snapshot import Model, Placement, Pod, Snapshot, matches
 
@@ -44,9 +45,9 @@ class Facts:
 class Ground:
     """What the facts of all pods of one pass stand on, worked out once: a thousand engines may fall at the same moment."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self.bins = inventory(snapshot.nodes, snapshot.gpu_nodes, snapshot.policy, snapshot.now)
-        self.ledger = accounts(self.bins.devices, snapshot.pods)
+    def __init__(self, snapshot: Snapshot, memo: Memo | None = None) -> None:
+        self.bins = inventory(snapshot.nodes, snapshot.gpu_nodes, snapshot.policy, snapshot.now, memo)
+        self.ledger = accounts(self.bins.devices, snapshot.pods, memo)
         self._headroom, self._overrun = snapshot.policy.headroom, snapshot.policy.overrun
         self._rooms: dict[tuple[int, int], dict[str, int]] = {}
 
