@@ -45,6 +45,8 @@ class Tally:
     passes: int = 0
     writes: int = 0
     log: list[str] = field(default_factory=list)
+    doubt: float = 0.03
+    """Part of the passes that are decided a second time with nothing remembered."""
 
 
 class Controller:
@@ -112,7 +114,7 @@ class Controller:
         self._read_logs()
         snapshot = self.snapshot(weather.skew)
         decision = reconcile(snapshot, self.memo)
-        if self._rng.random() < 0.03 and reconcile(snapshot) != decision:
+        if self._rng.random() < self._tally.doubt and reconcile(snapshot) != decision:
             raise Broken("what a pass remembers from the one before changed its decision")
         self._tally.passes += 1
         self.cache.idle = decision.idle

@@ -175,7 +175,7 @@ def asked(
     there: list[Running] = []
     yielding = 0
     for crew in crews:
-        part = memo.of("asked", (crew, told_apart, policy), (), partial(_part, crew, told_apart, policy))
+        part = memo.of("asked", (crew, policy, *told_apart.examples), (), partial(_part, crew, told_apart, policy))
         groups.update(part.groups)
         refused.update(part.refused)
         asking.extend(part.workloads)
