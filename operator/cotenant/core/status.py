@@ -143,7 +143,8 @@ def _conditions(
     named = [(model.wanted.model.name, state) for model in models for state in model.replicas]
     undone = [(name, state) for name, state in named if not state.is_done]
     unplaced = [(name, state) for name, state in named if state.phase == UNPLACED]
-    stuck = [(name, state) for name, state in undone if not state.settles]
+    # what does not serve at all before what serves on by an older spec
+    stuck = sorted((each for each in undone if not each[1].settles), key=lambda each: each[1].phase == READY)
     moving = [(name, state) for name, state in undone if state.settles]
     out: list[tuple[str, str, str, str]] = []
     worst = stuck or moving
