@@ -39,6 +39,11 @@ class Fitting:
         self.states = [repr(self._state(h)) for h in range(len(self.board.hosts))]
         return self._descend(0)
 
+    @property
+    def gave_up(self) -> bool:
+        """Whether the nodes ran out, so that nothing is proven."""
+        return self.nodes <= 0
+
     def _hopeful(self) -> bool:
         board = self.board
         asked = sum(

@@ -41,6 +41,8 @@ EXACT_NODES = 3000
 """Nodes of the proof that everything fits without a move, about a second at the most."""
 REPAIR_STEPS = 1500
 """Placements tried to place more without a move where the proof is out of reach."""
+LONG_REPAIR = 10_000
+"""The same where a small cluster's proof ran out of nodes, so that nothing is known yet."""
 
 LP_PART = 3
 """What part of the effort the bound may take."""
@@ -76,6 +78,7 @@ def pack(problem: Problem, keep_going: Callable[[], bool] | None = None) -> Plan
         room.run()
     if room.disturbed:
         room.go_home()
+    reunite(board, room.disturbed)
     bound = relaxation.bound(board, sorted(search.unplaced)) if relaxation and not room.disturbed else None
     return publish(board, effort, room.disturbed, bound)
 
@@ -93,25 +96,61 @@ def relax(board: Board, search: Search, whole: bool) -> Relaxation:
     return relaxation
 
 
+def reunite(board: Board, disturbed: dict[int, int]) -> None:
+    """Replicas of a workload are alike: one that was taken from where another of them then went stays, and that one goes."""
+    away = [r for r, home in enumerate(board.home) if home and board.spot[r] != home]
+    if not away:
+        return
+    at = {
+        (board.owner[x], spot): x
+        for x, spot in enumerate(board.spot)
+        if spot and not (board.runs[x] and spot == board.home[x])
+    }
+    for r in away:
+        x = at.pop((board.owner[r], board.home[r]), r)
+        if x != r:
+            before = board.remove(r) if board.spot[r] else ()
+            board.place(r, board.remove(x))
+            if before:
+                board.place(x, before)
+                at[board.owner[x], before] = x
+            disturbed.pop(r, None)
+
+
 def place_without_moves(search: Search) -> None:
     """When something is unplaced: look for a place for everything before anything that runs is touched."""
     board = search.board
     if not search.unplaced:
         return
-    spots, before = search.spots(), search.mark()
+    spots, before, steps = search.spots(), search.mark(), REPAIR_STEPS
     for r in search.free:
         search.take(r)
     hopeless = {w for w in {board.owner[r] for r in search.free} if not board.index.spot(w)}
     hopeful = [r for r in search.free if board.owner[r] not in hopeless]
     if len(board.uuid) <= MAX_GPUS and len(hopeful) <= MAX_FREE:
-        fitting = Fitting(board, hopeful, EXACT_NODES if len(board.uuid) <= SMALL_CLUSTER else EXACT_NODES // 4)
+        nodes = EXACT_NODES if len(board.uuid) <= SMALL_CLUSTER else EXACT_NODES // 4
+        # first with all at home that may be: what has run somewhere and goes elsewhere is a move
+        at_home = [r for r in hopeful if board.home[r] and board.can_stand(board.owner[r], board.home[r])]
+        for r in at_home:
+            if board.can_stand(board.owner[r], board.home[r]):
+                search.put(r, board.home[r])
+        rest = [r for r in hopeful if not board.spot[r]]
+        if at_home and Fitting(board, rest, nodes).place():
+            for r in rest:
+                search.found(r)
+            return
+        for r in at_home:
+            search.take(r)
+        fitting = Fitting(board, hopeful, nodes)
         if fitting.place():
             for r in hopeful:
                 search.found(r)
             return
+        if fitting.gave_up and len(board.uuid) <= SMALL_CLUSTER:
+            steps = LONG_REPAIR
     search.restore(spots)
     if hopeful and search.mark() == before:
-        search.repair(REPAIR_STEPS)
+        search.repair(steps)
 
 
 def changes_for(board: Board, rules: MakingRoom, w: int) -> tuple[Change, ...]:

@@ -269,7 +269,7 @@ def _up(amount: int, grain: int) -> int:
 def _running(
     entries: list[tuple[str, object]], machines: dict[str, Machine], asks: dict[str, Ask]
 ) -> tuple[Running, ...]:
-    """The replicas that stay wanted, numbered; what is more than wanted leaves, nodes that are not ready first."""
+    """The replicas that stay wanted, numbered; of more than are wanted those leave first that cannot stay anyway."""
     by_model: dict[str, list[tuple[bool, str, tuple[int, ...]]]] = {}
     for path, entry in entries:
         of = Fields(entry, path, RUNNING)
@@ -281,12 +281,19 @@ def _running(
         gpus = indices(of.take("gpus"), of.at("gpus"), machines[node].gpus, node)
         if not gpus:
             raise InvalidSpec(of.at("gpus"), "must name at least one GPU")
-        by_model.setdefault(model, []).append((not machines[node].ready, node, tuple(gpus)))
+        by_model.setdefault(model, []).append((not _may_stay(asks[model], machines[node], gpus), node, tuple(gpus)))
     found = []
     for model, places in sorted(by_model.items()):
         for number, (_, node, gpu) in enumerate(sorted(places)[: asks[model].replicas]):
             found.append(Running(model, number, node, tuple(gpu_name(g) for g in gpu)))
     return tuple(found)
+
+
+def _may_stay(ask: Ask, machine: Machine, gpus: list[int]) -> bool:
+    """Whether the node and the shape allow it; whether there is room is the packer's to judge."""
+    islands = {next((n for n, i in enumerate(machine.islands) if g in i), -1 - g) for g in gpus}
+    shaped = len(gpus) == ask.gpus and not (ask.same_island and len(islands) > 1)
+    return machine.ready and shaped and _demand(ask, machine, 1)[0] is not None
 
 
 def _names(things: dict[str, Product]) -> str:

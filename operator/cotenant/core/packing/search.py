@@ -68,6 +68,8 @@ class Search:
         self.largest = [max((d[0] for d in ds if d), default=0) for ds in board.demand]
         self.worth = [0] * len(board.workloads)
         """What a rank is worth of what its GPU costs, in cost units / PRICE_SCALE; the LP's prices where they are known."""
+        self.homes = [r for r in free if board.home[r]]
+        """What ran on a GPU that could not hold all that did, and may go back."""
         self.noise = 0
         self.kept = False
         """Whether there is a placement of everything to come back to."""
@@ -135,6 +137,8 @@ class Search:
         size, share, count = board.size, self.largest, [w.replicas for w in board.workloads]
         by_size = order(lambda w: (-size[w], -share[w], -count[w]))
         yield ("size", by_size, False)
+        if self.homes:
+            yield ("anew", by_size, False)
         yield ("cheapest", by_size, True)
         yield ("apart", order(lambda w: (-size[w], -count[w] if board.apart[w] else 0, -share[w])), False)
         scarce = order(lambda w: (allowed[w], -size[w], -share[w]))
@@ -171,6 +175,7 @@ class Search:
     def construct(self) -> None:
         """The best of several orders; one when the problem is large and the budget is not."""
         best: tuple[Mark, list[Spot]] | None = None
+        board = self.board
         allowance = max(SMALL, self.effort.limit // 4)
         for name, order, cheapest in self.orders():
             if best is not None:
@@ -182,6 +187,8 @@ class Search:
                     continue
                 for r in self.free:
                     self.take(r)
+            if name != "anew":
+                self.place_all([r for r in self.homes if board.can_stand(board.owner[r], board.home[r])])
             self.place_all(order, cheapest)
             self.effort.spend(len(order))
             allowance -= len(order)
