@@ -22,7 +22,6 @@ NOT_HERE = {
     Kind.KILLED: "a kubelet's doing; tests/node",
     Kind.EVICTED: "a kubelet's doing; tests/node reboots one",
     Kind.IMAGE_MISSING: "the catalogue's image is good here; tests/node",
-    Kind.UNSCHEDULABLE: "judged in tests/core",
 }
 """Verdicts this suite does not bring about, and why."""
 

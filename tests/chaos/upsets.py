@@ -119,6 +119,31 @@ def _edited_in_flight(stage: Stage, nodes: list[str]) -> str:
     return "the last spec is what runs"
 
 
+def _two_controllers(stage: Stage, nodes: list[str]) -> str:
+    stage.start_controller("second")
+    for share in ("30%", "35%"):
+        time.sleep(2.0)
+        stage.apply("p", *(model(f"m{i}", share) for i in range(4)), nodes={"names": nodes})
+    time.sleep(2.0)
+    stage.kill_controller("second")
+    stage.until_ready("p", 180)
+    assert len(stage.pods("p")) == 4, "an engine is doubled"
+    return "as one would have done"
+
+
+def _rollout_that_fails(stage: Stage, nodes: list[str]) -> str:
+    stage.apply("p", model("m0", "30%", replicas=3), nodes={"names": nodes})
+    stage.until_ready("p", 90)
+    stage.sim.on_start(f"{stage.namespace}/p-m0-*", "exit=2", after=5.0)
+    bad = model("m0", "30%", replicas=3, engine={"maxNumSeqs": 64})
+    stage.apply("p", bad, nodes={"names": nodes})
+    stage.until_reason("p", "BadFlag", 60, "Stalled")
+    assert len(stage.ready_pods("p")) == 2, "the rest of the old spec does not serve"
+    stage.apply("p", model("m0", "30%", replicas=3), nodes={"names": nodes})
+    stage.until_ready("p", 90)
+    return "stopped with Stalled, the rest served on, taken back"
+
+
 def _deleted_pods(stage: Stage, _: list[str]) -> str:
     stage.until_ready("p", 90)
     for pod in stage.pods("p"):
@@ -142,6 +167,8 @@ UPSETS: dict[str, Callable[[Stage, list[str]], str]] = {
     "API server kill -9 while engines start": _api_server_killed,
     "etcd stops for 1.5 s, three times": _slow_etcd,
     "spec edited three times in flight": _edited_in_flight,
+    "two controllers at once, for six seconds": _two_controllers,
+    "a rollout that fails": _rollout_that_fails,
     "every pod deleted by hand": _deleted_pods,
     "both nodes reboot": _reboot,
     "a node is lost and comes back": _node_lost,

@@ -24,15 +24,19 @@ class Stage:
         self.cluster, self.sim, self.api = cluster, sim, cluster.api
         self._controller = install.install(cluster, settings=settings)
         self.namespace = "default"
+        self._killed: set[str] = set()
+        """Controllers that were killed on purpose and not started again."""
 
     # --------------------------------------------------------------------------------------------------- the controller
-    def start_controller(self) -> None:
+    def start_controller(self, name: str = "controller") -> None:
         """Run the controller as the chart would: its ServiceAccount's token, its settings."""
-        self.cluster.processes.start("controller", list(self._controller.command), self._controller.env)
+        self.cluster.processes.start(name, list(self._controller.command), self._controller.env)
+        self._killed.discard(name)
 
-    def kill_controller(self) -> None:
+    def kill_controller(self, name: str = "controller") -> None:
         """`kill -9`."""
-        self.cluster.processes.kill("controller")
+        self._killed.add(name)
+        self.cluster.processes.kill(name)
 
     def end_controller(self) -> None:
         """SIGTERM, and wait for its end."""
@@ -113,7 +117,7 @@ class Stage:
         """Wait until `true` says something true; AssertionError with everything there is to know if it does not."""
         deadline = time.monotonic() + seconds
         while not (answer := true()):
-            ended = self.cluster.processes.ended()
+            ended = [name for name in self.cluster.processes.ended() if name not in self._killed]
             assert not ended, f"{', '.join(ended)} ended by itself\n{self.cluster.processes.tail(ended[0])}"
             assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}\n{self.dump()}"
             time.sleep(0.1)
