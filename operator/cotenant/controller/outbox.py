@@ -27,6 +27,8 @@ class Outbox:
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
         self._waiting: dict[Hashable, Letter] = {}
+        self._patient: dict[Hashable, Letter] = {}
+        """Those that wait for the others too."""
         self._under_way: dict[Hashable, Letter] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._urgent = 0
@@ -36,18 +38,19 @@ class Outbox:
 
     def replace(self, letters: Iterable[Letter]) -> None:
         """What a pass wants sent, in order: all that waits and is not lasting is taken back."""
-        lasting = {key: letter for key, letter in self._waiting.items() if letter.lasting}
-        self._waiting = {}
+        lasting = [letter for letter in (*self._waiting.values(), *self._patient.values()) if letter.lasting]
+        self._waiting, self._patient = {}, {}
         for letter in letters:
             under_way = self._under_way.get(letter.key)
             if under_way is None or under_way.content != letter.content:
-                self._waiting[letter.key] = letter
-        self._waiting.update(lasting)
+                self._keep(letter)
+        for letter in lasting:
+            self._keep(letter)
         self._go_on()
 
     def add(self, letter: Letter) -> None:
         """One more, behind all others."""
-        self._waiting[letter.key] = letter
+        self._keep(letter)
         self._go_on()
 
     def urgent(self, begins: bool) -> None:
@@ -69,13 +72,16 @@ class Outbox:
     @property
     def size(self) -> int:
         """Letters waiting or under way."""
-        return len(self._waiting) + len(self._under_way)
+        return len(self._waiting) + len(self._patient) + len(self._under_way)
+
+    def _keep(self, letter: Letter) -> None:
+        (self._patient if letter.patient else self._waiting)[letter.key] = letter
 
     def _go_on(self) -> None:
         """Send as many as may be under way now."""
         most = 1 if self._urgent else self._at_once
         while len(self._under_way) < most and not self._stopped and (letter := self._next()) is not None:
-            del self._waiting[letter.key]
+            del (self._patient if letter.patient else self._waiting)[letter.key]
             self._under_way[letter.key] = letter
             task = asyncio.create_task(self._send(letter))
             self._tasks.add(task)
@@ -86,14 +92,11 @@ class Outbox:
             self._empty.set()
 
     def _next(self) -> Letter | None:
-        return next(
-            (
-                letter
-                for key, letter in self._waiting.items()
-                if key not in self._under_way and not (self._urgent and letter.patient)
-            ),
-            None,
-        )
+        for waiting in (self._waiting,) if self._urgent else (self._waiting, self._patient):
+            for key, letter in waiting.items():
+                if key not in self._under_way:
+                    return letter
+        return None
 
     async def _send(self, letter: Letter) -> None:
         try:
