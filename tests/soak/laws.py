@@ -118,7 +118,7 @@ def check_rest(physics: Physics, policy: Policy) -> None:
     _check_rest_is_said(physics)
 
 
-OUTWARD = ("MemoryNotFree", "GPUNotHeld", "CreateRefused", "NameInUse", "NodeNotReady", "InjectionUnverified")
+OUTWARD = ("MemoryNotFree", "GPUNotHeld", "CreateRefused", "NameInUse", "InjectionUnverified")
 """What a replica may wait for although nothing happens any more: it is for others to bring it about."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cotenant.controller.sources import PODS
+from cotenant.controller.sources import PLACEMENTS, PODS
 from cotenant.core.share import GIB
 from tests.soak.history import BEGIN, History
 from tests.soak.laws import Broken, check_step
@@ -36,7 +36,8 @@ def _pod(physics: Physics, name: str, gib: int) -> None:
     meta = {
         "namespace": "ns",
         "name": name,
-        "labels": {"cotenant.dev/role": "engine"},
+        "labels": {"cotenant.dev/role": "engine", "cotenant.dev/model": name[2:3], "cotenant.dev/replica": "0"},
+        "ownerReferences": [{"uid": name[0]}],
         "annotations": {"cotenant.dev/allocation": given},
     }
     physics.store.create(PODS, {"metadata": meta, "spec": {}, "status": {"phase": "Pending"}}, BEGIN)
@@ -57,4 +58,27 @@ def test_the_laws_notice_a_gpu_promised_twice() -> None:
     _pod(physics, "a-m-0", 30)
 
     with pytest.raises(Broken, match="promised"):
+        check_step(physics)
+
+
+def test_the_laws_notice_a_twin() -> None:
+    physics = _physics()
+    _pod(physics, "a-m-0", 4)
+    physics.remove_machine("n0")  # where two starts would be noticed first
+    _pod(physics, "a-m-0-b", 4)
+
+    with pytest.raises(Broken, match="a-m-0 and a-m-0-b are twins"):
+        check_step(physics)
+
+
+def test_the_laws_notice_a_replica_left_without_a_word() -> None:
+    physics = _physics()
+    silent = {"models": [{"name": "m", "replicas": [{"index": 0, "phase": "Unplaced", "reason": "", "message": ""}]}]}
+    placement = {
+        "metadata": {"namespace": "ns", "name": "a"},
+        "spec": {"models": [], "rollout": {"strategy": "Recreate"}},
+    }
+    physics.store.create(PLACEMENTS, {**placement, "status": silent}, BEGIN)
+
+    with pytest.raises(Broken, match="a-m-0 is Unplaced without a reason"):
         check_step(physics)
