@@ -231,17 +231,7 @@ def question(seen: Snapshot, iterations: int = 0) -> Problem:
     """What the packer would be asked about this snapshot first."""
     memo = Memo()
     known = consider(seen, memo)
-    return first_question(
-        known.hopeful,
-        known.machines,
-        known.ledger,
-        known.binding.unusable,
-        known.binding.cost,
-        seen.policy,
-        known.orphans,
-        memo,
-        iterations,
-    ).problem
+    return first_question(known.hopeful, known.site, memo, iterations).problem
 
 
 def quality(course: Course, *, bound: bool) -> Quality:

@@ -27,10 +27,7 @@ class Ground:
         memo = Memo()
         self.known: Considered = consider(seen, memo)
         known = self.known
-        self._asked = first_question(
-            known.hopeful, known.machines, known.ledger, known.binding.unusable, known.binding.cost, seen.policy,
-            known.orphans, memo,
-        )  # fmt: skip
+        self._asked = first_question(known.hopeful, known.site, memo)
         self._packed: Plan | None = None
         self._board: Board | None = None
         self._numbers = {

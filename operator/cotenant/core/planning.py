@@ -36,26 +36,31 @@ Places = dict[str, Assigned | NoPlace]
 """By replica key."""
 
 
-def assign(
-    crews: list[Crew],
-    inventory: Inventory,
-    ledger: dict[str, Account],
-    usable: Callable[[str], str],
-    cost: Callable[[str], int | None],
-    policy: Policy,
-    orphans: tuple[Pod, ...],
-    memo: Memo,
-) -> Places:
-    """A place or a reason for every replica. `usable` says why a GPU may not be planned on ('' = it may), `cost` what opening it costs.
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What is planned on."""
+
+    inventory: Inventory
+    ledger: dict[str, Account]
+    usable: Callable[[str], str]
+    """Why a GPU may not be planned on; '' = it may."""
+    cost: Callable[[str], int | None]
+    """What opening it costs; None = as its product says."""
+    policy: Policy
+    orphans: tuple[Pod, ...]
+    """Engines that no plan places."""
+
+
+def assign(crews: list[Crew], site: Site, memo: Memo) -> Places:
+    """A place or a reason for every replica.
 
     What runs and fits nowhere by its new spec runs on as it is, unless a higher priority has its place: it is planned around.
     Where a GPU was promised twice, who finds no other place leaves.
     """
-    staying, packed = _split(crews, inventory, memo)
+    staying, packed = _split(crews, site.inventory, memo)
     kept: dict[str, NoPlace] = {}
     while True:
-        question = _question(crews, packed, {*staying, *kept}, inventory, ledger, usable, cost, policy, orphans, memo)
-        places = _packed(question, inventory, policy, memo)
+        places = _packed(_question(crews, packed, {*staying, *kept}, site, memo), site.inventory, site.policy, memo)
         nowhere = {key: place for key, place in places.items() if isinstance(place, NoPlace)}
         if not nowhere:
             return {**staying, **kept, **places}
@@ -64,8 +69,8 @@ def assign(
         if shunning:  # rather where it failed once than nowhere
             packed = [_changed(crew, shunning) for crew in packed]
             continue
-        homeless = {r.key: _told(r, nowhere[r.key], usable) for r in left if _runs_on(r, nowhere[r.key])}
-        twice = {r.key: why for r in left if r.key in homeless and (why := _promised_twice(r, ledger))}
+        homeless = {r.key: _told(r, nowhere[r.key], site.usable) for r in left if _runs_on(r, nowhere[r.key])}
+        twice = {r.key: why for r in left if r.key in homeless and (why := _promised_twice(r, site.ledger))}
         for key, why in twice.items():
             place = homeless.pop(key)
             places[key] = replace(place, message=f"{why}; no other place: {place.message}", displaced=True)
@@ -83,40 +88,22 @@ def _changed(crew: Crew, changes: Mapping[str, Replica | None]) -> Crew:
     return tuple(replica for replica in after if replica is not None)
 
 
-def first_question(
-    crews: list[Crew],
-    inventory: Inventory,
-    ledger: dict[str, Account],
-    usable: Callable[[str], str],
-    cost: Callable[[str], int | None],
-    policy: Policy,
-    orphans: tuple[Pod, ...],
-    memo: Memo,
-    iterations: int = 0,
-) -> Asked:
+def first_question(crews: list[Crew], site: Site, memo: Memo, iterations: int = 0) -> Asked:
     """What `assign` asks the packer first, for whoever wants to ask more of it: for bounds, or a problem file."""
-    staying, packed = _split(crews, inventory, memo)
-    return _question(crews, packed, set(staying), inventory, ledger, usable, cost, policy, orphans, memo, iterations)
+    staying, packed = _split(crews, site.inventory, memo)
+    return _question(crews, packed, set(staying), site, memo, iterations)
 
 
 def _question(
-    crews: list[Crew],
-    packed: list[Crew],
-    outside: set[str],
-    inventory: Inventory,
-    ledger: dict[str, Account],
-    usable: Callable[[str], str],
-    cost: Callable[[str], int | None],
-    policy: Policy,
-    orphans: tuple[Pod, ...],
-    memo: Memo,
-    iterations: int = 0,
+    crews: list[Crew], packed: list[Crew], outside: set[str], site: Site, memo: Memo, iterations: int = 0
 ) -> Asked:
     """About the replicas `packed`, with those whose keys are in `outside` where they are."""
-    told_apart = kinds(packed, inventory, memo)
+    told_apart = kinds(packed, site.inventory, memo)
     fixed = tuple(r.pod for crew in crews for r in crew if r.pod and r.key in outside) if outside else ()
-    bins = hosts(inventory, ledger, usable, cost, told_apart, fixed + orphans, policy, memo)
-    return asked(packed, bins, told_apart, policy, memo, iterations)
+    bins = hosts(
+        site.inventory, site.ledger, site.usable, site.cost, told_apart, fixed + site.orphans, site.policy, memo
+    )
+    return asked(packed, bins, told_apart, site.policy, memo, iterations)
 
 
 def _runs_on(replica: Replica, place: NoPlace) -> bool:

@@ -22,7 +22,7 @@ from cotenant.core.lessons import Lessons, kv_pin, learn
 from cotenant.core.memo import Memo
 from cotenant.core.names import ENGINE_CONTAINER
 from cotenant.core.oom.ladder import held_until
-from cotenant.core.planning import assign
+from cotenant.core.planning import Site, assign
 from cotenant.core.pod import Tuning, engine_pod
 from cotenant.core.replica import Assigned, Crew, NoPlace, Replica
 from cotenant.core.report import states, statuses
@@ -45,7 +45,7 @@ class Considered:
     cases: tuple[Case, ...]
     crews: tuple[Crew, ...]
     """By case."""
-    orphans: tuple[Pod, ...]
+    site: Site
 
     @property
     def replicas(self) -> list[Replica]:
@@ -68,16 +68,18 @@ def consider(snapshot: Snapshot, memo: Memo) -> Considered:
     there = cases(demands, snapshot.pods, memo)
     troubles = faults(snapshot, there, memo)
     lessons = learn(snapshot, there, machines, memo)
+    ledger = accounts(machines.devices, snapshot.pods, memo)
+    orphans = _orphans(snapshot, demands)
     return Considered(
         demands,
         machines,
-        accounts(machines.devices, snapshot.pods, memo),
+        ledger,
         binding,
         troubles,
         lessons,
         there,
         _crews(snapshot, there, machines, troubles, lessons, memo),
-        _orphans(snapshot, demands),
+        Site(machines, ledger, binding.unusable, binding.cost, snapshot.policy, orphans),
     )
 
 
@@ -88,7 +90,7 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     known = consider(snapshot, memo)
     demands, machines, ledger, binding = known.demands, known.machines, known.ledger, known.binding
     troubles, lessons, replicas = known.troubles, known.lessons, known.replicas
-    places = assign(known.hopeful, machines, ledger, binding.unusable, binding.cost, policy, known.orphans, memo)
+    places = assign(known.hopeful, known.site, memo)
     places |= {key: _rests(troubles.of[key], until) for key, until in troubles.resting.items()}
     changes = drift(known.cases, known.crews, places, demands, machines, policy, troubles.recorded, memo)
     retry_at = {key: held_until(fault, snapshot.now) for key, fault in troubles.of.items()}
