@@ -20,7 +20,7 @@ from cotenant.core.packing.problemfile import ProblemFile, read_problem
 from cotenant.core.packing.whyhere import on_board, why_here
 from cotenant.errors import CotenantError, InvalidSpec
 
-STEPS_PER_SECOND = 8000
+STEPS_PER_SECOND = 12_000
 """What the search does in a second on a slow core (2 cores shared, Python 3.11: 15,000 to 25,000). Seconds become
 steps, so that equal files, seeds and seconds give equal plans; the clock only ends what is slower than that."""
 

@@ -23,7 +23,7 @@ PRECISION = 1000
 """What a configuration is worth is known to this part of it: to know it better takes many times the nodes."""
 LAST_LOOK = 8
 """Times as many nodes and as precise when the best prices are judged at last."""
-CLOSE = 0.003
+CLOSE = 0.0003
 """The bound is good enough when it is so near to the LP's own value."""
 GAIN = 5000
 """A bound that is better by less than this part is not worth another round."""

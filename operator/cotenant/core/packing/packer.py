@@ -10,6 +10,7 @@ from cotenant.core.packing.consent import one_move, other_product
 from cotenant.core.packing.exact import MAX_FREE, MAX_GPUS, Fitting
 from cotenant.core.packing.fragmentation import measure
 from cotenant.core.packing.making_room import MakingRoom
+from cotenant.core.packing.nodewise import place_nodewise
 from cotenant.core.packing.pins import pin
 from cotenant.core.packing.problem import (
     Bin,
@@ -63,6 +64,7 @@ def pack(problem: Problem, keep_going: Callable[[], bool] | None = None) -> Plan
     free = board.unplaced()
     search = Search(board, free, effort, problem.seed)
     search.construct()
+    place_nodewise(search)
     relaxation = None
     place_without_moves(search)
     # what an over-committed GPU gave up was a choice: with another one the least cost may be another
