@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("packing", "controller", "gpunodes")
+NAMES = ("packing", "controller", "gpunodes", "one_change")
 """Modules of this package, each run as a program of its own."""
 
 
