@@ -8,16 +8,16 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
+from cotenant.cli.accounts import of_gpu
 from cotenant.cli.map import phase
 from cotenant.cli.why import Ground
 from cotenant.core.ask import known, per_node_share
 from cotenant.core.inventory import Machine
-from cotenant.core.ledger import Account, Tenant
 from cotenant.core.oom.deaths import Kind
 from cotenant.core.oom.ladder import LADDERS
 from cotenant.core.oom.remedies import PERMISSION, Rung, Setting, overrides
 from cotenant.core.replica import Replica
-from cotenant.core.share import SCALE, Auto, Bytes, Percent, gib
+from cotenant.core.share import Auto, Bytes, Percent, gib
 from cotenant.core.snapshot import Allocation, Fault, Learned, Model, Placement, Pod, Snapshot
 from cotenant.core.status import rfc3339
 from cotenant.core.vllm import Engine
@@ -212,46 +212,8 @@ def _ledger(ground: Ground, pod: Pod | None) -> list[str]:
     for uuid in pod.allocation.gpus:
         account = ground.known.ledger.get(uuid)
         if account is not None:
-            lines.extend(_account(account, pod))
+            lines.extend(of_gpu(account, pod))
     return lines
-
-
-def _account(account: Account, pod: Pod) -> list[str]:
-    device = account.device
-    names = [_name(tenant, pod) for tenant in account.tenants]
-    shares = " + ".join(f"{gib(t.promised)} {name}" for t, name in zip(account.tenants, names, strict=True))
-    overruns = " + ".join(gib(tenant.allocation.overrun) for tenant in account.tenants)
-    strangers = f" + {gib(account.foreign)} strangers" if account.foreign else ""
-    limit = device.usable - device.usable * account.headroom // SCALE
-    promised, expected = account.promised + account.foreign, account.expected + account.foreign
-    held = {(reading.namespace, reading.pod): reading.used for reading in device.tenants}
-    used = ", ".join(
-        f"{name} {gib(held.get((t.pod.namespace, t.pod.name), 0))}"
-        for t, name in zip(account.tenants, names, strict=True)
-    )
-    lines = [
-        f"GPU {device.index}: promised {shares}{strangers} = {gib(promised)} {_than(promised, limit)} {gib(limit)} "
-        f"(T - headroom {account.headroom / 100:g}%)",
-        f"  expected: + overruns {overruns} = {gib(expected)} {_than(expected, device.usable)} {gib(device.usable)} (T)",
-        f"  really used: {gib(device.used)} ({used})",
-    ]
-    lines += [
-        f"  over its share: {_name(tenant, pod)} by {gib(excess)} beyond share + overrun"
-        for tenant, excess in account.over()
-    ]
-    lines += [
-        f"  stranger: pid {s.pid} {s.command or '?'}{f' of pod {s.pod}' if s.pod else ''} uses {gib(s.used)}"
-        for s in device.strangers
-    ]
-    return lines
-
-
-def _name(tenant: Tenant, pod: Pod) -> str:
-    return "this" if tenant.pod.uid == pod.uid else tenant.pod.name
-
-
-def _than(left: int, right: int) -> str:
-    return "<=" if left <= right else ">"
 
 
 # ------------------------------------------------------------------------------------------- starts, faults, lessons
