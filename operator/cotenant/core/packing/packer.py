@@ -70,7 +70,8 @@ def pack(problem: Problem, keep_going: Callable[[], bool] | None = None) -> Plan
     # what an over-committed GPU gave up was a choice: with another one the least cost may be another
     if problem.iterations and not any(board.runs[r] and board.home[r] for r in free):
         relaxation = relax(board, search, whole=not board.splits)
-        search.worth = relaxation.worth(len(board.workloads))
+        if len(board.kinds) > 1:  # with one kind of GPU the room left on it says as much
+            search.worth = relaxation.worth(len(board.workloads))
         by_quota(search, relaxation)
     room = MakingRoom(search)
     if search.unplaced and problem.moves:
