@@ -204,7 +204,7 @@ What to try next (the cluster keeps running):
   kubectl logs sparrow-dots-ocr-0 | grep -i memory
   kubectl patch mplace sparrow --type json -p '[{{"op": "replace", "path": "/spec/models/1/share", "value": "15%"}}]'
   kubectl annotate pod sparrow-mistral-small-0 sim.cotenant.dev/fault=cuda-oom     # it dies at run time, and is replaced
-  kubectl annotate node rtx-1 sim.cotenant.dev/stranger=5Gi@0:train      # somebody else's process: one model moves away
+  kubectl annotate node rtx-1 sim.cotenant.dev/stranger=6Gi@0:train      # somebody else's process: one model moves away
   cotenant map                            # where everything is now
   kubectl get events --field-selector involvedObject.kind=ModelPlacement
   kubectl delete mplace sparrow
