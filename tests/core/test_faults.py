@@ -7,12 +7,15 @@ from dataclasses import replace
 
 from cotenant.core.drift import BLOCKED_GRACE
 from cotenant.core.share import GIB, Percent
-from cotenant.core.snapshot import OnOutOfMemory, Remedy
+from cotenant.core.snapshot import OnOutOfMemory, Remedy, RolloutStrategy
 from cotenant.core.vllm import Engine
 from tests.core.builders import POLICY, Cluster, model, node, placement
 from tests.core.corpus import log
 
 ALLOWED = OnOutOfMemory(Percent(6000), 4, tuple(Remedy))
+
+
+SURGE = RolloutStrategy.SURGE_IF_ROOM
 
 
 def _args(cluster: Cluster, name: str) -> tuple[str, ...]:
@@ -203,6 +206,29 @@ def test_a_death_does_not_cost_a_replica_its_place() -> None:
 
     assert cluster.log == ["+p-m-0", "-p-m-0 EngineEnded", "+p-m-0"]
     assert [cluster.phases(name) for name in "paq"] == [["Ready"], ["Unplaced"], ["Unplaced"]]
+
+
+def test_a_successor_that_dies_is_not_healed_by_the_one_that_still_serves() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "40%"), strategy=SURGE)).settle()
+    cluster.now += 3600
+    cluster.apply(placement("p", model("m", "30%"), strategy=SURGE, generation=2))
+    for _ in range(12):
+        cluster.step()
+        if ("default", "p-m-0-b") in cluster.pods:
+            cluster.now += 40
+            cluster.die("p-m-0-b", exit_code=1, log=log("bad-flag"))
+            cluster.step()
+            cluster.step()
+        cluster.now += 400
+
+    assert cluster.log == ["+p-m-0", "+p-m-0-b", "-p-m-0-b EngineEnded"]
+    assert cluster.pods["default", "p-m-0"].ready
+    assert "its successor failed: BadFlag" in cluster.condition("p", "Stalled")["message"]
+    cluster.now += 7200
+    cluster.settle()
+    assert len(cluster.log) == 3
+    cluster.apply(placement("p", model("m", "40%"), strategy=SURGE, generation=3)).settle()
+    assert cluster.condition("p", "Ready")["status"] == "True"
 
 
 def test_who_waits_for_long_keeps_no_gpu_from_others() -> None:

@@ -335,8 +335,9 @@ class History:
 
     def strip_pod(self) -> str:
         """Somebody takes off what a pod was given."""
-        pods = [self.store.get(PODS, engine.key) for engine in self.physics.engines.values()]
-        there = [pod for pod in pods if pod and "cotenant.dev/allocation" in pod["metadata"]["annotations"]]
+        named = [(uid, self.store.get(PODS, engine.key)) for uid, engine in self.physics.engines.items()]
+        pods = [pod for uid, pod in named if pod and pod["metadata"]["uid"] == uid]
+        there = [pod for pod in pods if "cotenant.dev/allocation" in pod["metadata"]["annotations"]]
         if not there:
             return ""
         pod = self.rng.choice(there)

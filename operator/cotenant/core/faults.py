@@ -45,7 +45,7 @@ class Faults:
 
     def applied(self, replica: Replica) -> Replica:
         """The replica with what its remedies changed for planning."""
-        fault = self.of.get(replica.key)
+        fault = self.of.get(replica.origin)
         if fault is None:
             return replica
         changes = overrides(fault)
@@ -60,7 +60,7 @@ class Faults:
 
     def tuning(self, replica: Replica) -> Tuning:
         """What its next start runs with beside the spec."""
-        changes = overrides(self.of.get(replica.key))
+        changes = overrides(self.of.get(replica.origin))
         bare = Tuning(
             apply(replica.wanted.model.engine, changes),
             kv_cache_bytes=changes.kv_cache_bytes,
@@ -150,7 +150,7 @@ def _after(
     late = overdue(pod, _timeout(snapshot, fault), snapshot.now)
     dead = pod.ended is not None and pod.ended.log is not None
     if not dead and not late:
-        return ladder.heal(fault, placement.generation, pod.ready_since if pod.ready else None, snapshot.now)
+        return ladder.heal(fault, placement.generation, _serves_since(pod, fault, snapshot.now), snapshot.now)
     verdict = judge(evidence_of(snapshot, pod, timed_out=bool(late) and not pod.blocked))
     known = _known_kv(snapshot, wanted, pod)
     facts = facts_of(snapshot, placement, wanted.model, pod, kv_bytes=known, ground=ground())
@@ -163,6 +163,14 @@ def _after(
     rungs = tuple(str(rung) for rung in step.rungs)
     judged.append(Judged(placement.namespace, pod.name, str(verdict.kind), rungs, pod.uid))
     return replace(step.fault, uid=pod.uid)
+
+
+def _serves_since(pod: Pod, fault: Fault | None, now: float) -> float | None:
+    """Since when it serves, if that says anything of the fault: a pod that is older than the last death is the predecessor, which
+    serves on beside a successor that dies again and again. An hour without a death counts whatever the clocks say."""
+    last = max(fault.times, default=0.0) if fault is not None else 0.0
+    is_older = pod.created <= last and (now - last < ladder.HOUR or (fault is not None and fault.failed))
+    return None if is_older or not pod.ready else pod.ready_since
 
 
 def _known_kv(snapshot: Snapshot, wanted: Wanted, pod: Pod) -> int | None:

@@ -94,7 +94,10 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     places |= {key: _rests(troubles.of[key], until) for key, until in troubles.resting.items()}
     changes = drift(known.cases, known.crews, places, demands, machines, policy, troubles.recorded, memo)
     retry_at = {key: held_until(fault, snapshot.now) for key, fault in troubles.of.items()}
-    admitted = admit(changes, replicas, places, pods, ledger, binding.pending, retry_at, snapshot.reading, snapshot.now)
+    given_up = {key: f"{fault.reason}: {fault.message}" for key, fault in troubles.of.items() if fault.failed}
+    admitted = admit(
+        changes, replicas, places, pods, ledger, binding.pending, retry_at, given_up, snapshot.reading, snapshot.now
+    )
     planned = [place.allocation for place in places.values() if isinstance(place, Assigned)]
     reservations = binding.reservations(planned, ledger, snapshot.now)
     issues = impossible(demands, machines, replicas, places)
@@ -191,7 +194,7 @@ def _to_be_replaced(replica: Replica, machines: Inventory, troubles: Faults, pol
     pod = replica.pod
     if pod is None or pod.allocation is None or not pod.ready or pod.deleting:
         return False
-    fault = troubles.of.get(replica.key)
+    fault = troubles.of.get(replica.origin)
     machine = machines.machines.get(pod.allocation.node)
     if machine is None or (fault is not None and fault.failed):
         return False

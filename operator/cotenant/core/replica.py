@@ -39,6 +39,11 @@ class Replica:
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", f"{self.wanted.key}/{self.index}" + ("+" if self.successor else ""))
 
+    @property
+    def origin(self) -> str:
+        """The key without that mark: faults and their back-off are of both, whoever died."""
+        return f"{self.wanted.key}/{self.index}"
+
 
 Crew = tuple[Replica, ...]
 """The replicas of one placement: the same object between passes while nothing about them changes."""

@@ -69,20 +69,24 @@ def admit(
     ledger: dict[str, Account],
     pending: Callable[[Allocation], str],
     retry_at: dict[str, float],
+    given_up: dict[str, str],
     reading: frozenset[str],
     now: float,
 ) -> Admitted:
-    """Leaves first, then starts in order of priority and age. `pending` says why GPUs are not ours yet, `retry_at` when a fault's back-off ends."""
+    """Leaves first, then starts in order of priority and age. `pending` says why GPUs are not ours yet, `retry_at` when a
+    fault's back-off ends, `given_up` why the new spec of a replica was given up (both by replica)."""
     turns = _Turns(pods)
     leaving = {leave.replica.wanted.key for leave in changes.leaves if leave.replica}
     budget = _Budget([replica for replica in replicas if replica.wanted.key in leaving] if leaving else [], places)
     waits: dict[str, NoPlace] = {}
-    leaves = [leave for leave in sorted(changes.leaves, key=_leave_order) if _may_leave(leave, turns, budget, waits)]
+    leaves = [
+        leave for leave in sorted(changes.leaves, key=_leave_order) if _may_leave(leave, turns, budget, given_up, waits)
+    ]
     starts: list[Start] = []
     wake: list[float] = []
     names = {(pod.namespace, pod.name): pod for pod in pods} if changes.starts else {}
     for start in sorted(changes.starts, key=_start_order):
-        until = retry_at.get(start.replica.key, 0.0)
+        until = retry_at.get(start.replica.origin, 0.0)
         if until > now:
             wake.append(until)
             waits[start.replica.key] = NoPlace("BackOff", f"starts again at {rfc3339(until)}", waiting=True)
@@ -159,8 +163,14 @@ class _Budget:
         return True
 
 
-def _may_leave(leave: Leave, turns: _Turns, budget: _Budget, waits: dict[str, NoPlace]) -> bool:
+def _may_leave(
+    leave: Leave, turns: _Turns, budget: _Budget, given_up: dict[str, str], waits: dict[str, NoPlace]
+) -> bool:
     if leave.pace is not Pace.AT_ONCE:
+        failed = given_up.get(leave.replica.origin, "") if leave.by_spec and leave.replica else ""
+        if failed:
+            _wait(leave, waits, f"it serves on as it is: its successor failed: {failed}", stuck=True)
+            return False
         starter = turns.starter(leave.pod.allocation, beside=leave.pod.name)
         if starter:
             _wait(
