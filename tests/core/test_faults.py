@@ -231,6 +231,19 @@ def test_a_successor_that_dies_is_not_healed_by_the_one_that_still_serves() -> N
     assert cluster.condition("p", "Ready")["status"] == "True"
 
 
+def test_what_was_asked_for_on_a_large_gpu_is_not_waited_for_on_a_small_one() -> None:
+    large, small = node("n1", memory=140 * GIB, product="NVIDIA-H200"), node("n2")
+    cluster = Cluster([large]).apply(placement("p", model("m", "60%"))).settle()
+    cluster.nodes = [(replace(large[0], cordoned=True), large[1]), small]
+    cluster.die("p-m-0", log=log("runtime"))
+    cluster.settle()
+    cluster.now += 60
+    cluster.settle()
+
+    assert cluster.phases("p") == ["Ready"]
+    assert cluster.pods["default", "p-m-0"].node == "n2"
+
+
 def test_who_waits_for_long_keeps_no_gpu_from_others() -> None:
     cluster = Cluster([node("n1")]).apply(placement("p", model("m", "60%", on_out_of_memory=ALLOWED)))
     for _ in range(4):

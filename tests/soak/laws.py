@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES
-from cotenant.core.share import gib
+from cotenant.core.share import GIB, gib, parse_quantity
 from cotenant.core.snapshot import Policy
 from tests.soak.physics import Physics
 
@@ -174,8 +174,15 @@ def _check_work_is_done(physics: Physics, policy: Policy) -> None:
                     continue
                 # what a start of it taught counts from then on
                 overrun = max([policy.overrun, *(int(known.get("overrun", 0)) for known in said.get("learned", ()))])
+                # a share that the estimate refuses is no place; one sequence of 32,768 tokens takes 4 GiB here
+                parts = said.get("estimate") or {}
+                least = sum(parse_quantity(parts.get(part, "0")) for part in ("weights", "activation", "cudaGraphs"))
                 fits = [
-                    gpu.uuid for gpu in clean if asked + headroom <= 1 and asked * gpu.memory + overrun <= gpu.memory
+                    gpu.uuid
+                    for gpu in clean
+                    if asked + headroom <= 1
+                    and asked * gpu.memory + overrun <= gpu.memory
+                    and (not parts or asked * gpu.memory >= least + 5 * GIB)
                 ]
                 for replica in said["replicas"]:
                     if replica["phase"] == "Unplaced" and replica["reason"] == "InsufficientMemory" and fits:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cotenant.core.demand import Wanted
 from cotenant.core.drift import Changes, Leave, Pace, Start
-from cotenant.core.ledger import Account, context
+from cotenant.core.ledger import NOISE, Account, context
 from cotenant.core.replica import Assigned, NoPlace, Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Pod
@@ -207,10 +207,15 @@ def _why_wait(
         return NoPlace("TurnAtGPU", f"waits for its turn: {starter} is starting on the same GPU", waiting=True)
     if leaver := turns.leaver(allocation):
         return NoPlace("TurnAtGPU", f"waits for its turn: {leaver} is leaving the same GPU", waiting=True)
-    needed = max(allocation.bytes + context(start.replica.wanted.model.tensor_parallel), start.replica.wait_for_free)
+    beside = context(start.replica.wanted.model.tensor_parallel)
+    least = allocation.bytes + beside
+    # asked for when it died, maybe on a GPU of another size: here it is its share here, and what it takes beside
+    all_of_it = allocation.bytes + max(allocation.overrun, beside)
     for uuid in allocation.gpus:
         account = ledger[uuid]
         free = account.free_now()
+        # an empty GPU never reads quite empty
+        needed = max(least, min(start.replica.wait_for_free, all_of_it, account.device.usable - NOISE))
         if free < needed:
             return NoPlace("MemoryNotFree", _not_free(account, free, needed), waiting=True)
     return None
