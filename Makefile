@@ -39,7 +39,11 @@ check: | $(UV) ## lint, format, types, import contracts, generated files, chart
 
 test: | $(UV) ## all tests that need no GPU; a real node too, where this machine can hold one
 	@$(CLUSTER) build $(NODE) >/dev/null
-	$(RUN) pytest -m "not gpu and not soak"
+	@# a real node mostly waits: its tests go beside the others, and are shown after them
+	@log=$$(mktemp); $(RUN) pytest -m "not gpu and not soak" tests/node >$$log 2>&1 & node=$$!; \
+	trap 'kill $$node' INT TERM; \
+	$(RUN) pytest -m "not gpu and not soak" --ignore=tests/node; rest=$$?; \
+	wait $$node; node=$$?; echo; echo "the tests on a real node:"; cat $$log; rm -f $$log; exit $$((rest || node))
 
 test-node: | $(UV) ## only the tests on a real kubelet (root, Linux)
 	$(RUN) pytest -m node tests/node

@@ -36,7 +36,7 @@ def test_a_missing_secret_is_named_and_the_start_goes_on_once_it_is_there(world:
 
 
 def test_a_slow_start_is_ended_in_time_and_gets_more(world: World) -> None:
-    world.order("slow-m-0", "slow 30")
+    world.order("slow-m-0", "slow 50")
     with world.placed("slow", {"m": "5%"}), world.endings() as endings:
         fault = world.until("its fault", lambda: world.fault("slow", "m"))
 

@@ -36,7 +36,7 @@ VALUES: Object = {
         {"name": "nowhere", "image": "localhost/lab/not-there:1", "version": "0.33.0"},
     ],
     "holder": {"image": PAUSE_IMAGE, "idleSeconds": 5},
-    "policy": {"defaultCPU": "50m", "defaultMemory": "64Mi", "startTimeoutSeconds": 20},
+    "policy": {"defaultCPU": "50m", "defaultMemory": "64Mi", "startTimeoutSeconds": 40},
 }
 """The chart's values here: images that are there, small requests, and the injection style as the cluster's objects say."""
 
