@@ -7,8 +7,8 @@ import time
 import pytest
 
 from tests.cluster.api import Object
-from tests.node.looks import CHAT, OCR, assert_in_turn, assert_told_apart, gpu_of, uids
-from tests.node.world import AGENTS, SYSTEM, World
+from tests.node.looks import CHAT, OCR, SPARROW, assert_in_turn, assert_told_apart, gpu_of, uids
+from tests.node.world import AGENTS, MODELS, SYSTEM, World
 
 
 def test_a_run_time_death_with_exit_code_0_is_a_death_and_is_started_again(world: World, sparrow: str) -> None:
@@ -112,6 +112,10 @@ def test_a_killed_controller_knows_what_the_dead_one_knew(world: World, sparrow:
 
 
 def test_after_a_reboot_all_come_back_one_after_the_other(world: World, sparrow: str) -> None:
+    # made anew: an engine gets four starts an hour, and the tests before this one have killed it three times
+    world.remove(sparrow)
+    world.lab.kubectl("apply", "-n", MODELS, "-f", SPARROW)
+    world.await_ready(sparrow)
     before = uids(world.engines(sparrow))
 
     world.lab.power_off()
