@@ -40,6 +40,17 @@ GPU_BYTES = Gauge(
     ["node", "uuid", "of"],
 )
 GPU_TENANTS = Gauge("cotenant_gpu_tenants", "Engines on a GPU.", ["node", "uuid"])
+FREE_BYTES = Gauge(
+    "cotenant_free_bytes",
+    "Memory that is promised to nobody on GPUs that may be planned on, once the plan is carried out.",
+)
+STRANDED_BYTES = Gauge(
+    "cotenant_stranded_bytes",
+    "Of that, what a replica like those that are wanted could not use, on average (FGD's measure).",
+)
+ROOM_FOR_GROUPS = Gauge(
+    "cotenant_room_for_groups", "How many more groups of so many clean GPUs of one NVLink island there are.", ["gpus"]
+)
 FAULTS = Counter("cotenant_faults", "Engines that ended or could not start, by what was found.", ["verdict"])
 REMEDIES = Counter("cotenant_remedies", "Remedies tried after a fault, by rung.", ["rung"])
 RECOVERY_SECONDS = Histogram(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cotenant.core.packing.board import Board
-from cotenant.core.packing.fragmentation import Mix, Online
+from cotenant.core.packing.fragmentation import Mix
 from cotenant.core.packing.pins import pin
 from cotenant.core.packing.problem import Bin, Demand, Host, Problem, Workload
+from tests.bench.online import Online
 
 DATA = Path(__file__).parent / "data" / "openb"
 TRACES = ("default", "gpuspec33", "multigpu50", "gpushare100")

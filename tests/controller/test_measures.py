@@ -11,6 +11,9 @@ from cotenant.agent import metrics as agent
 from cotenant.controller.measures import Measures
 from cotenant.core.decision import Decision, Delete, Judged, Recovered
 from cotenant.core.drift import DRIFTS
+from cotenant.core.reconcile import reconcile
+from cotenant.core.share import GIB, SCALE
+from tests.core.builders import POLICY, Cluster, model, node, placement
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
@@ -42,6 +45,18 @@ def test_seconds_until_ready_after_a_death_are_kept_by_what_it_died_of() -> None
     measures.take(Decision(recovered=(Recovered("EngineDied", 8.0, "uid-2"),)))
 
     assert value("cotenant_recovery_seconds_sum", verdict="EngineDied") == before + 50.0
+
+
+def test_what_a_pass_leaves_free_is_shown() -> None:
+    cluster = Cluster([node("n1", gpus=4)]).apply(placement("p", model("m", "50%"))).settle()
+
+    Measures().take(reconcile(cluster.snapshot()))
+
+    beside = 40 * GIB - POLICY.headroom * 80 * GIB // SCALE
+    assert value("cotenant_free_bytes") == 3 * 80 * GIB + beside
+    # half a GPU less headroom takes no second one
+    assert value("cotenant_stranded_bytes") == beside
+    assert value("cotenant_room_for_groups", gpus="2") == 0
 
 
 def test_only_what_brings_back_what_should_be_counts_as_drift() -> None:

@@ -35,6 +35,11 @@ class Measures:
         metrics.REPLICAS.clear()
         for phase, count in decision.replicas:
             metrics.REPLICAS.labels(phase).set(count)
+        if left := decision.left:
+            metrics.FREE_BYTES.set(left.free)
+            metrics.STRANDED_BYTES.set(left.stranded)
+            for size, groups in left.groups:
+                metrics.ROOM_FOR_GROUPS.labels(str(size)).set(groups)
         if decision.gpus != self._figures:
             self._show(decision.gpus)
 

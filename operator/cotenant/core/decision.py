@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cotenant.core.packing.problem import Fragmentation
 from cotenant.core.snapshot import Manifest
 
 
@@ -118,6 +119,8 @@ class Decision:
     judged: tuple[Judged, ...] = ()
     recovered: tuple[Recovered, ...] = ()
     gpus: tuple[GPUFigures, ...] = ()
+    left: Fragmentation | None = None
+    """What the plan leaves free, for metrics."""
     replicas: tuple[tuple[str, int], ...] = ()
     """(phase, replicas), for metrics."""
     waiting: int = 0

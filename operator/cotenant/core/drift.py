@@ -106,7 +106,7 @@ def _of_case(
     memo: Memo,
 ) -> Changes:
     by_pod = {replica.pod.uid: replica for replica in replicas if replica.pod}
-    successors = {replica.key: replica for replica in replicas if replica.successor}
+    successors = {replica.origin: replica for replica in replicas if replica.successor}
     leaves: list[Leave] = []
     for pod in case.pods:
         if not (case.plain or _is_known(pod, demands)):
@@ -129,7 +129,7 @@ def _of_case(
     for replica in replicas:
         place = places.get(replica.key)
         if replica.pod is None and isinstance(place, Assigned) and replica.wanted.key not in demands.blocked:
-            current = serving.get(replica.key.removesuffix("+"), "") if replica.successor else ""
+            current = serving.get(replica.origin, "") if replica.successor else ""
             plain, other = replica.wanted.names[replica.index]
             name = other if current == plain else plain
             starts.append(Start(replica, place.allocation, name, place.max_model_len))
@@ -207,7 +207,7 @@ def _differs(
         return changed
     if changed.reason == "Moved" and machine is not None:
         changed = replace(changed, by_spec=outdated(replica, machine, policy))
-    return _succeeded(changed, successors.get(f"{replica.key}+"), places)
+    return _succeeded(changed, successors.get(replica.origin), places)
 
 
 def _succeeded(leave: Leave, successor: Replica | None, places: dict[str, Assigned | NoPlace]) -> Leave | None:

@@ -11,7 +11,7 @@ from cotenant.core.ask import ask
 from cotenant.core.inventory import Inventory, Machine
 from cotenant.core.ledger import Account
 from cotenant.core.memo import Memo
-from cotenant.core.packing.packer import Host, Problem, Running, Workload, pack
+from cotenant.core.packing.packer import Fragmentation, Host, Problem, Running, Workload, pack
 from cotenant.core.replica import Assigned, Crew, NoPlace, Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Pod, Policy
@@ -51,8 +51,8 @@ class Site:
     """Engines that no plan places."""
 
 
-def assign(crews: list[Crew], site: Site, memo: Memo) -> Places:
-    """A place or a reason for every replica.
+def assign(crews: list[Crew], site: Site, memo: Memo) -> tuple[Places, Fragmentation | None]:
+    """A place or a reason for every replica, and what the plan leaves.
 
     What runs and fits nowhere by its new spec runs on as it is, unless a higher priority has its place: it is planned around.
     Where a GPU was promised twice, who finds no other place leaves.
@@ -60,10 +60,11 @@ def assign(crews: list[Crew], site: Site, memo: Memo) -> Places:
     staying, packed = _split(crews, site.inventory, memo)
     kept: dict[str, NoPlace] = {}
     while True:
-        places = _packed(_question(crews, packed, {*staying, *kept}, site, memo), site.inventory, site.policy, memo)
+        question = _question(crews, packed, {*staying, *kept}, site, memo)
+        places, left_free = _packed(question, site.inventory, site.policy, memo)
         nowhere = {key: place for key, place in places.items() if isinstance(place, NoPlace)}
         if not nowhere:
-            return {**staying, **kept, **places}
+            return {**staying, **kept, **places}, left_free
         left = [replica for crew in packed for replica in crew if replica.key in nowhere]
         shunning = {r.key: replace(r, avoid=()) for r in left if r.avoid}
         if shunning:  # rather where it failed once than nowhere
@@ -75,7 +76,7 @@ def assign(crews: list[Crew], site: Site, memo: Memo) -> Places:
             place = homeless.pop(key)
             places[key] = replace(place, message=f"{why}; no other place: {place.message}", displaced=True)
         if not homeless:
-            return {**staying, **kept, **places}
+            return {**staying, **kept, **places}, left_free
         kept |= homeless
         packed = [_changed(crew, dict.fromkeys(homeless)) for crew in packed]
 
@@ -206,7 +207,7 @@ def _part(crew: Crew, told_apart: Kinds, policy: Policy) -> _Part:
     return _Part(groups, refused, tuple(asking), tuple(there), sum(replica.yielded_to for replica in crew))
 
 
-def _packed(question: Asked, inventory: Inventory, policy: Policy, memo: Memo) -> Places:
+def _packed(question: Asked, inventory: Inventory, policy: Policy, memo: Memo) -> tuple[Places, Fragmentation | None]:
     groups, machines, places = question.groups, inventory.machines, dict(question.refused)
     plan = memo.equal("plan", question.problem, partial(pack, question.problem))
     before, now = memo.slots("assigned", policy)
@@ -221,7 +222,7 @@ def _packed(question: Asked, inventory: Inventory, policy: Policy, memo: Memo) -
         member, why = groups[unplaced.workload][unplaced.replica], unplaced.reason
         said = (REASONS.get(why.code, why.code), why.text, bool(why.displaced_by))
         places[member.key] = memo.of("unplaced", (), said, partial(NoPlace, *said[:2], displaced=said[2]))
-    return places
+    return places, plan.fragmentation
 
 
 def _assigned(replica: Replica, machine: Machine, gpus: tuple[str, ...], policy: Policy) -> Assigned | NoPlace:

@@ -90,7 +90,7 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     known = consider(snapshot, memo)
     demands, machines, ledger, binding = known.demands, known.machines, known.ledger, known.binding
     troubles, lessons, replicas = known.troubles, known.lessons, known.replicas
-    places = assign(known.hopeful, known.site, memo)
+    places, left_free = assign(known.hopeful, known.site, memo)
     places |= {key: _rests(troubles.of[key], until) for key, until in troubles.resting.items()}
     changes = drift(known.cases, known.crews, places, demands, machines, policy, troubles.recorded, memo)
     retry_at = {key: held_until(fault, snapshot.now) for key, fault in troubles.of.items()}
@@ -119,6 +119,7 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
         judged=troubles.judged,
         recovered=told.recovered,
         gpus=_figures(machines, ledger, memo),
+        left=left_free,
         replicas=_phases(models),
         waiting=sum(wait.reason == "TurnAtGPU" for wait in admitted.waits.values()),
     )
