@@ -59,6 +59,8 @@ class Cluster:
     serial: int = 0
     log: list[str] = field(default_factory=list)
     """What was created and deleted, in order."""
+    lingering: int = 0
+    """Bytes on every GPU that a pod of ours which is gone has not given back yet."""
 
     def apply(self, *placements: Placement) -> Cluster:
         for wish in placements:
@@ -87,6 +89,8 @@ class Cluster:
                 for pod in self.pods.values()
                 if pod.ended is None and pod.allocation and device.uuid in pod.allocation.gpus
             )
+            if self.lingering:
+                tenants += (TenantReading("default", "gone", self.lingering),)
             used = sum(t.used for t in tenants) + sum(s.used for s in device.strangers)
             devices.append(replace(device, tenants=tenants, used=used))
         return replace(report, devices=tuple(devices))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cotenant.core.share import GIB
-from cotenant.core.snapshot import Placement, Stranger
+from cotenant.core.snapshot import Placement, Spread, Stranger
 from tests.core.builders import Cluster, model, node, placement
 from tests.core.corpus import log
 
@@ -104,3 +104,45 @@ def test_a_changed_spec_waits_for_a_replica_that_has_no_place_and_says_so() -> N
     assert set(utilizations(cluster).values()) == {"0.60"}
     stalled = cluster.condition("p", "Stalled")
     assert "serves on as it is: m-" in stalled["message"]
+
+
+def test_a_replica_that_waits_for_the_room_of_one_to_be_replaced_does_not_keep_it_from_being_replaced() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "60%"))).settle()
+
+    cluster.apply(three("25%")).settle()
+
+    assert utilizations(cluster) == {"p-m-0": "0.25", "p-m-1": "0.25", "p-m-2": "0.25"}
+    assert cluster.log == ["+p-m-0", "+p-m-1", "-p-m-0 SpecChanged", "+p-m-0", "+p-m-2"]
+    assert cluster.condition("p", "Ready")["status"] == "True"
+
+
+def test_two_models_that_hold_each_others_room_are_replaced_one_after_the_other() -> None:
+    def two(share: str, replicas: int) -> Placement:
+        apart = {"replicas": replicas, "spread": Spread.GPU}
+        return placement("p", *(replace(model(name, share), **apart) for name in "ab"))
+
+    cluster = Cluster([node("n1", gpus=2)]).apply(two("70%", 1)).settle()
+
+    cluster.apply(two("40%", 2)).settle()
+
+    assert set(utilizations(cluster).values()) == {"0.40"}
+    assert len(utilizations(cluster)) == 4
+    assert cluster.log[2] == "-p-a-0 SpecChanged"
+    assert cluster.condition("p", "Ready")["status"] == "True"
+
+
+def test_memory_that_is_only_late_in_coming_back_takes_no_other_replica_down() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", replace(model("m", "40%"), replicas=2))).settle()
+    cluster.lingering = 30 * GIB
+
+    cluster.die("p-m-0", exit_code=0)
+    cluster.apply(placement("p", replace(model("m", "35%"), replicas=2)))
+    for _ in range(5):
+        cluster.step()
+        cluster.now += 20
+
+    assert "p-m-1" in utilizations(cluster)
+    assert "is replaced once enough other replicas" in cluster.condition("p", "Reconciling")["message"]
+    cluster.lingering = 0
+    cluster.settle()
+    assert set(utilizations(cluster).values()) == {"0.35"}

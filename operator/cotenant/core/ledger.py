@@ -86,16 +86,23 @@ class Account:
         return max(0, self.device.usable - self.expected - self.strangers)
 
     def free_now(self) -> int:
-        """Bytes a start would find free this moment.
+        """Bytes a start would find free this moment."""
+        ours = {(tenant.pod.namespace, tenant.pod.name) for tenant in self.tenants if tenant.pod.is_alive}
+        going = sum(reading.used for reading in self.device.tenants if (reading.namespace, reading.pod) not in ours)
+        return max(0, self.free_soon() - going - self.unexplained)
+
+    def free_soon(self) -> int:
+        """The same once everything that ended tenants and pods that are gone still hold has been given back.
 
         The reading may be older than the newest tenant, so what tenants that serve hold counts as their share at least.
         """
         held = {(reading.namespace, reading.pod): reading.used for reading in self.device.tenants}
-        ours = 0
-        for tenant in self.tenants:
-            seen = held.pop((tenant.pod.namespace, tenant.pod.name), 0)
-            ours += max(seen, tenant.promised) if tenant.pod.is_alive else seen
-        return max(0, self.device.usable - ours - sum(held.values()) - self.strangers - self.unexplained)
+        ours = sum(
+            max(held.get((tenant.pod.namespace, tenant.pod.name), 0), tenant.promised)
+            for tenant in self.tenants
+            if tenant.pod.is_alive
+        )
+        return max(0, self.device.usable - ours - self.strangers)
 
     def over(self) -> tuple[tuple[Tenant, int], ...]:
         """Tenants that use more than share + overrun, and by how many bytes."""

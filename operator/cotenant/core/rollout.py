@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 from cotenant.core.demand import Wanted
 from cotenant.core.drift import Changes, Leave, Pace, Start
-from cotenant.core.ledger import NOISE, Account, context
+from cotenant.core.knots import Crowded, is_crowded, kept_out_by, needed_on
+from cotenant.core.ledger import Account
 from cotenant.core.replica import Assigned, NoPlace, Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Pod
 from cotenant.core.status import rfc3339
+
+MEMORY_NOT_FREE = "MemoryNotFree"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,10 @@ class _Turns:
                 if self.starting.get(uuid) == pod.name:
                     del self.starting[uuid]
 
+    def has_any(self, allocation: Allocation | None) -> bool:
+        """Whether somebody starts on, or leaves, any of these GPUs."""
+        return any(uuid in self.starting or uuid in self.leaving for uuid in (allocation.gpus if allocation else ()))
+
     def start(self, allocation: Allocation, name: str) -> None:
         for uuid in allocation.gpus:
             self.starting[uuid] = name
@@ -79,11 +86,19 @@ def admit(
     leaving = {leave.replica.wanted.key for leave in changes.leaves if leave.replica}
     budget = _Budget([replica for replica in replicas if replica.wanted.key in leaving] if leaving else [], places)
     waits: dict[str, NoPlace] = {}
-    leaves = [
-        leave for leave in sorted(changes.leaves, key=_leave_order) if _may_leave(leave, turns, budget, given_up, waits)
-    ]
+    leaves, held_up = [], []
+    for leave in sorted(changes.leaves, key=_leave_order):
+        if not _may_leave(leave, turns, given_up, waits):
+            continue
+        if leave.pace is Pace.BUDGET and not budget.take(leave):
+            held_up.append(leave)
+            _wait_for_budget(leave, budget, waits)
+            continue
+        turns.leave(leave.pod)
+        leaves.append(leave)
     starts: list[Start] = []
     wake: list[float] = []
+    crowded: dict[str, list[tuple[Start, str]]] = {}
     names = {(pod.namespace, pod.name): pod for pod in pods} if changes.starts else {}
     for start in sorted(changes.starts, key=_start_order):
         until = retry_at.get(start.replica.origin, 0.0)
@@ -98,10 +113,38 @@ def admit(
         why = _name_in_use(start, names) or _why_wait(start, turns, ledger, pending)
         if why is not None:
             waits[start.replica.key] = why
+            if held_up and why.reason == MEMORY_NOT_FREE:
+                full = [(start, uuid) for uuid in start.allocation.gpus if is_crowded(start, ledger[uuid])]
+                crowded.setdefault(start.replica.wanted.key, []).extend(full)
             continue
         turns.start(start.allocation, start.name)
         starts.append(start)
+    leaves += _untied(held_up, crowded, turns, budget, waits)
     return Admitted(tuple(leaves), tuple(starts), waits, min(wake, default=None))
+
+
+def _untied(
+    held_up: list[Leave],
+    crowded: Crowded,
+    turns: _Turns,
+    budget: _Budget,
+    waits: dict[str, NoPlace],
+) -> list[Leave]:
+    """Pods that hold the very room the replicas they wait for would start in: they go all the same, one for each ring."""
+    untied: list[Leave] = []
+    for leave in sorted(held_up, key=_untied_order) if crowded else ():
+        if turns.has_any(leave.pod.allocation):
+            continue
+        out = kept_out_by(leave, held_up, crowded)
+        if not (out and budget.take(leave, without=out)):
+            continue
+        turns.leave(leave.pod)
+        untied.append(leave)
+        if leave.replica:
+            del waits[leave.replica.key]
+        # whoever waits for this room has only to wait for its turn now
+        crowded = {key: [(s, gpu) for s, gpu in them if gpu not in turns.leaving] for key, them in crowded.items()}
+    return untied
 
 
 def _name_in_use(start: Start, names: dict[tuple[str, str], Pod]) -> NoPlace | None:
@@ -111,6 +154,10 @@ def _name_in_use(start: Start, names: dict[tuple[str, str], Pod]) -> NoPlace | N
         return None
     where = f" on {other.node}" if other.node else ""
     return NoPlace("NameInUse", f"waits until the pod {other.name} of its predecessor{where} is gone", waiting=True)
+
+
+def _untied_order(leave: Leave) -> tuple[int, str, str]:
+    return (leave.replica.wanted.model.priority if leave.replica else 0, leave.pod.namespace, leave.pod.name)
 
 
 def _leave_order(leave: Leave) -> tuple[int, str, str]:
@@ -149,13 +196,13 @@ class _Budget:
             if not comes:
                 self.lacking.setdefault(key, replica)
 
-    def take(self, leave: Leave) -> bool:
-        """One more down, if the budget has it."""
+    def take(self, leave: Leave, *, without: int = 0) -> bool:
+        """One more down, if the budget has it; not counting so many that cannot come before it has gone."""
         if leave.replica is None:
             return True
         key = leave.replica.wanted.key
         wanted = self._wanted[key]
-        count = wanted.model.replicas if leave.by_spec else self._coming[key]
+        count = (wanted.model.replicas if leave.by_spec else self._coming[key]) - without
         allowed = min(wanted.placement.max_unavailable, count - 1) if count > 1 else 1
         if allowed - (count - self._ready[key]) <= 0:
             return False
@@ -163,32 +210,28 @@ class _Budget:
         return True
 
 
-def _may_leave(
-    leave: Leave, turns: _Turns, budget: _Budget, given_up: dict[str, str], waits: dict[str, NoPlace]
-) -> bool:
-    if leave.pace is not Pace.AT_ONCE:
-        failed = given_up.get(leave.replica.origin, "") if leave.by_spec and leave.replica else ""
-        if failed:
-            _wait(leave, waits, f"it serves on as it is: its successor failed: {failed}", stuck=True)
-            return False
-        starter = turns.starter(leave.pod.allocation, beside=leave.pod.name)
-        if starter:
-            _wait(
-                leave, waits, f"is replaced once {starter} has started: memory given back beside a start would kill it"
-            )
-            return False
-        if leave.pace is Pace.BUDGET and leave.replica and not budget.take(leave):
-            lacking = budget.lacking.get(leave.replica.wanted.key) if leave.by_spec else None
-            if lacking is None:
-                _wait(leave, waits, "is replaced once enough other replicas of its model are ready")
-            else:
-                name = f"{lacking.wanted.model.name}-{lacking.index}"
-                _wait(
-                    leave, waits, f"it serves on as it is: {name} has to be ready first, see why it is not", stuck=True
-                )
-            return False
-    turns.leave(leave.pod)
+def _may_leave(leave: Leave, turns: _Turns, given_up: dict[str, str], waits: dict[str, NoPlace]) -> bool:
+    """Whether nothing but its model's budget keeps this pod."""
+    if leave.pace is Pace.AT_ONCE:
+        return True
+    failed = given_up.get(leave.replica.origin, "") if leave.by_spec and leave.replica else ""
+    if failed:
+        _wait(leave, waits, f"it serves on as it is: its successor failed: {failed}", stuck=True)
+        return False
+    starter = turns.starter(leave.pod.allocation, beside=leave.pod.name)
+    if starter:
+        _wait(leave, waits, f"is replaced once {starter} has started: memory given back beside a start would kill it")
+        return False
     return True
+
+
+def _wait_for_budget(leave: Leave, budget: _Budget, waits: dict[str, NoPlace]) -> None:
+    lacking = budget.lacking.get(leave.replica.wanted.key) if leave.by_spec and leave.replica else None
+    if lacking is None:
+        _wait(leave, waits, "is replaced once enough other replicas of its model are ready")
+    else:
+        name = f"{lacking.wanted.model.name}-{lacking.index}"
+        _wait(leave, waits, f"it serves on as it is: {name} has to be ready first, see why it is not", stuck=True)
 
 
 def _wait(leave: Leave, waits: dict[str, NoPlace], message: str, *, stuck: bool = False) -> None:
@@ -207,17 +250,11 @@ def _why_wait(
         return NoPlace("TurnAtGPU", f"waits for its turn: {starter} is starting on the same GPU", waiting=True)
     if leaver := turns.leaver(allocation):
         return NoPlace("TurnAtGPU", f"waits for its turn: {leaver} is leaving the same GPU", waiting=True)
-    beside = context(start.replica.wanted.model.tensor_parallel)
-    least = allocation.bytes + beside
-    # asked for when it died, maybe on a GPU of another size: here it is its share here, and what it takes beside
-    all_of_it = allocation.bytes + max(allocation.overrun, beside)
     for uuid in allocation.gpus:
         account = ledger[uuid]
-        free = account.free_now()
-        # an empty GPU never reads quite empty
-        needed = max(least, min(start.replica.wait_for_free, all_of_it, account.device.usable - NOISE))
+        free, needed = account.free_now(), needed_on(start, account)
         if free < needed:
-            return NoPlace("MemoryNotFree", _not_free(account, free, needed), waiting=True)
+            return NoPlace(MEMORY_NOT_FREE, _not_free(account, free, needed), waiting=True)
     return None
 
 
