@@ -59,3 +59,17 @@ def test_a_known_model_is_planned_with_its_own_overrun() -> None:
 
     assert f'"overrun":{cluster.policy.overrun}' in unknown.replace(" ", "")
     assert f'"overrun":{cluster.policy.overrun}' not in known.replace(" ", "")
+
+
+def test_an_empty_gpu_that_its_share_is_too_small_on_is_named() -> None:
+    small = node("small", memory=24 * GIB, product="NVIDIA-L4")
+    cluster = Cluster([node("big"), small]).apply(placement("q", model("n", "70Gi"))).settle()
+    cluster.apply(placement("p", model("m", "45%")))
+    assert CONFIG is not None
+
+    (status,) = reconcile(replace(cluster.snapshot(), configs=(("hf://org/m", CONFIG),))).statuses
+    said = status.status["models"][0]["replicas"][0]["message"]
+
+    assert said.startswith("needs 36Gi on a GPU; big has the most")
+    assert "on NVIDIA-L4 10.8Gi cannot hold the weights (15Gi)" in said
+    assert "would fit" not in said, "5.3 GiB are free, in which it could not start"

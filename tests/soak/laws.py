@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES
+from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.share import GIB, gib, parse_quantity
 from cotenant.core.snapshot import Policy
 from tests.soak.physics import Physics
@@ -116,6 +117,7 @@ def check_rest(physics: Physics, policy: Policy) -> None:
             raise Broken(f"Service {key[1]} is left over")
     _check_work_is_done(physics, policy)
     _check_rest_is_said(physics)
+    _check_memory_waits_for_others(physics)
 
 
 OUTWARD = ("MemoryNotFree", "GPUNotHeld", "CreateRefused", "NameInUse", "InjectionUnverified")
@@ -130,6 +132,23 @@ def _check_rest_is_said(physics: Physics) -> None:
                 raise Broken(
                     f"{placement['metadata']['name']} is at rest, and said to be Reconciling: {condition['message']}"
                 )
+
+
+def _check_memory_waits_for_others(physics: Physics) -> None:
+    """Who waits for memory at rest waits for somebody else's: never for an engine that is only waiting to be replaced."""
+    beyond: set[str] = set()
+    for pod, given in _engines(physics):
+        engine = physics.engines.get(pod["metadata"]["uid"])
+        if engine is not None and engine.used > given["bytes"] + given.get("overrun", 0):
+            beyond.update(given["gpus"])
+    for placement in physics.store.all(PLACEMENTS):
+        for model in (placement.get("status") or {}).get("models", ()):
+            for replica in model["replicas"]:
+                there = [gpu for uuid in replica.get("gpus", ()) if (gpu := physics.gpus.get(uuid))]
+                blamed = any(gpu.strangers or gpu.uuid in beyond for gpu in there)
+                if replica.get("reason") == "MemoryNotFree" and there and not blamed:
+                    name = f"{placement['metadata']['name']}-{model['name']}-{replica['index']}"
+                    raise Broken(f"{name} waits for memory that only our own engines hold: {replica['message']}")
 
 
 def _of(placements: set[tuple[str, str]], namespace: str, name: str) -> bool:
@@ -176,6 +195,8 @@ def _check_work_is_done(physics: Physics, policy: Policy) -> None:
                 overrun = max([policy.overrun, *(int(known.get("overrun", 0)) for known in said.get("learned", ()))])
                 # a share that the estimate refuses is no place; one sequence of 32,768 tokens takes 4 GiB here
                 parts = said.get("estimate") or {}
+                if not parts and isinstance(physics.config(model["uri"]), ModelConfig):
+                    continue  # nobody says what it needs
                 least = sum(parse_quantity(parts.get(part, "0")) for part in ("weights", "activation", "cudaGraphs"))
                 fits = [
                     gpu.uuid

@@ -188,7 +188,7 @@ def read_status(body: dict[str, Any]) -> Status:
                 for c in status.conditions
             ),
             replicas=tuple(
-                ReplicaMemory(m.name, r.index, r.phase, seconds(r.since), r.node or "", r.gpus, r.utilization or "")
+                ReplicaMemory(m.name, r.index, r.phase, seconds(r.since), r.node or "", r.gpus)
                 for m in status.models
                 for r in m.replicas
             ),

@@ -53,6 +53,12 @@ def ask(replica: Replica, machine: Machine, policy: Policy) -> Ask | NoPlace:
     return Ask(utilization, granted, overrun, length)
 
 
+def could_run_with(replica: Replica, share: int) -> bool:
+    """Whether a share of so many bytes is worth advising: nothing known says that its engine could not start with it."""
+    model, config = replica.wanted.model, replica.config
+    return config is None or refuse(config, model.engine, model.tensor_parallel, share) is None
+
+
 def _overrun(replica: Replica, share: int, policy: Policy) -> int:
     """What to plan with beyond a share until it is learned: the estimate's upper bar, or the setting where nobody knows the model."""
     model, config = replica.wanted.model, replica.config

@@ -38,8 +38,6 @@ class Faults:
     judged: tuple[Judged, ...] = ()
     wake_at: float | None = None
     """When the next start has had its time (Unix seconds)."""
-    kept: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
-    """By replica key: (node, GPUs) of those that are only waiting out a short back-off."""
     resting: dict[str, float] = field(default_factory=dict)
     """By replica key: when those without a pod start again (Unix seconds) that wait so long that no place is kept for them."""
 
@@ -55,7 +53,6 @@ class Faults:
             avoid=changes.avoid,
             wait_for_free=changes.wait_for_free or 0,
             yielded_to=changes.yielding is not None,
-            kept=self.kept.get(replica.key),
         )
 
     def tuning(self, replica: Replica) -> Tuning:
@@ -79,7 +76,6 @@ def faults(snapshot: Snapshot, cases: tuple[Case, ...], memo: Memo) -> Faults:
     events: list[Emit] = []
     judged: list[Judged] = []
     dues: list[float] = []
-    kept: dict[str, tuple[str, tuple[str, ...]]] = {}
     resting: dict[str, float] = {}
     ground = cache(lambda: Ground(snapshot, memo))
     upset = [(case, wanted) for case in cases if not case.calm for wanted in case.wanted]
@@ -102,8 +98,6 @@ def faults(snapshot: Snapshot, cases: tuple[Case, ...], memo: Memo) -> Faults:
                 if until - snapshot.now > PATIENCE:
                     resting[f"{wanted.key}/{index}"] = until
                     dues.append(until - PATIENCE)
-                elif place := _kept(wanted, index, ground):
-                    kept[f"{wanted.key}/{index}"] = place
             if after is not None:
                 of[f"{wanted.key}/{index}"] = after
                 by_model.setdefault(wanted.key, []).append(after)
@@ -114,19 +108,8 @@ def faults(snapshot: Snapshot, cases: tuple[Case, ...], memo: Memo) -> Faults:
         tuple(events),
         tuple(judged),
         min(dues, default=None),
-        kept,
         resting,
     )
-
-
-def _kept(wanted: Wanted, index: int, ground: Callable[[], Ground]) -> tuple[str, tuple[str, ...]] | None:
-    """Where a replica that waits out a short back-off has its place, if it still has it."""
-    memories = wanted.placement.status.replicas
-    memory = next((m for m in memories if (m.model, m.index) == (wanted.model.name, index) and m.gpus), None)
-    if memory is None or len(memory.gpus) != wanted.model.tensor_parallel:
-        return None
-    fits = all(ground().has_room(uuid, memory.utilization, wanted.placement.headroom) for uuid in memory.gpus)
-    return (memory.node, memory.gpus) if fits else None
 
 
 def _timeout(snapshot: Snapshot, fault: Fault | None) -> float:

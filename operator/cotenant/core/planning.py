@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
-from cotenant.core.ask import ask
+from cotenant.core.ask import ask, could_run_with
 from cotenant.core.inventory import Inventory, Machine
 from cotenant.core.ledger import Account
 from cotenant.core.memo import Memo
-from cotenant.core.packing.packer import Fragmentation, Host, Problem, Running, Workload, pack
+from cotenant.core.packing.packer import Fragmentation, Host, Problem, Reason, Running, Workload, pack
 from cotenant.core.replica import Assigned, Crew, NoPlace, Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Pod, Policy
@@ -219,10 +219,17 @@ def _packed(question: Asked, inventory: Inventory, policy: Policy, memo: Memo) -
         now[member.key] = known
         places[member.key] = known[3]
     for unplaced in plan.unplaced:
-        member, why = groups[unplaced.workload][unplaced.replica], unplaced.reason
+        member = groups[unplaced.workload][unplaced.replica]
+        why = memo.of("advice", (member, unplaced.reason), (), partial(_advised, member, unplaced.reason))
         said = (REASONS.get(why.code, why.code), why.text, bool(why.displaced_by))
         places[member.key] = memo.of("unplaced", (), said, partial(NoPlace, *said[:2], displaced=said[2]))
     return places, plan.fragmentation
+
+
+def _advised(replica: Replica, why: Reason) -> Reason:
+    """Without the advice to make do with less than its engine could start with."""
+    kept = tuple(c for c in why.changes if c.code != "LessShare" or could_run_with(replica, c.share))
+    return why if kept == why.changes else replace(why, changes=kept)
 
 
 def _assigned(replica: Replica, machine: Machine, gpus: tuple[str, ...], policy: Policy) -> Assigned | NoPlace:

@@ -25,8 +25,6 @@ class Replica:
     """Bytes that must be free on each GPU before its next start."""
     yielded_to: bool = False
     """Its remedy is that tenants of lower priority make room for it."""
-    kept: tuple[str, tuple[str, ...]] | None = None
-    """(node, GPUs): without a pod, but only for a short back-off; nobody of its rank gets its place meanwhile."""
     successor: bool = False
     """It is to take over from the pod that serves now, which leaves once this one is ready (SurgeIfRoom)."""
     config: ModelConfig | None = None

@@ -145,7 +145,6 @@ class ReplicaMemory:
     node: str = ""
     gpus: tuple[str, ...] = ()
     """Where it has its place; empty where it has none."""
-    utilization: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from cotenant.core.ledger import Account
 from cotenant.core.memo import Memo
 from cotenant.core.packing.packer import Bin, Demand, Host, Running, Workload
 from cotenant.core.replica import Crew, NoPlace, Replica
-from cotenant.core.snapshot import Labels, Pod, Policy, matches
+from cotenant.core.snapshot import Labels, Pod, Policy, ReplicaMemory, matches
 
 LAST = -(10**9)
 """Priority of a successor, which takes nobody's place: what it replaces still serves."""
@@ -151,15 +151,16 @@ def workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy) -> 
     wanted, model = first.wanted, first.wanted.model
     demands: list[Demand | None] = []
     refused: list[str] = []
+    unfit: list[str] = []
     failures: list[NoPlace] = []
     for machine in kinds.examples:
         why = _not_selected(first, machine) or _avoided(first, machine)
         asked = None if why or not machine.largest else ask(first, machine, policy)
         if isinstance(asked, NoPlace):
             failures.append(asked)
-            why = asked.message
+        unfit.append(asked.message if isinstance(asked, NoPlace) else "")
         demands.append(Demand(asked.bytes, asked.overrun) if isinstance(asked, Ask) else None)
-        refused.append(why)
+        refused.append(why or unfit[-1])
     if failures and not any(demands):
         return failures[0]
     headroom = wanted.placement.headroom
@@ -175,19 +176,26 @@ def workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy) -> 
         memory=model.memory if model.memory is not None else policy.default_memory,
         namespace=wanted.placement.namespace,
         refused=tuple(refused),
+        unfit=tuple(unfit),
         avoid=first.avoid,
     )
 
 
 def running(key: str, members: list[Replica]) -> list[Running]:
-    """Those that have their GPUs now; one that does not serve yet, or no longer, is not worth a move but keeps its place."""
+    """Those that have their GPUs now; one that does not serve yet, or no longer, is not worth a move but keeps its place.
+
+    So does one without a pod that the status gives a place: its pod was deleted, or ended, or waits for its turn.
+    """
     found = []
+    given = _given(members) if any(member.pod is None for member in members) else {}
     for position, member in enumerate(members):
-        if member.pod is None and member.kept and not set(member.avoid) & set(member.kept[1]):
-            found.append(Running(key, position, *member.kept))
+        if member.pod is None:
+            place = None if member.successor else given.get(member.index)
+            if place is not None and not set(member.avoid) & set(place.gpus):
+                found.append(Running(key, position, place.node, place.gpus, between=True))
             continue
-        allocation = member.pod.allocation if member.pod else None
-        if allocation is None or member.pod is None or len(allocation.gpus) != member.wanted.model.tensor_parallel:
+        allocation = member.pod.allocation
+        if allocation is None or len(allocation.gpus) != member.wanted.model.tensor_parallel:
             continue
         if not member.avoid or not set(member.avoid) & set(allocation.gpus):
             found.append(
@@ -196,6 +204,13 @@ def running(key: str, members: list[Replica]) -> list[Running]:
                 )
             )
     return found
+
+
+def _given(members: list[Replica]) -> dict[int, ReplicaMemory]:
+    """The places that the status gives replicas of this model, by index."""
+    wanted = members[0].wanted
+    memories = (m for m in wanted.placement.status.replicas if m.model == wanted.model.name and m.gpus)
+    return {memory.index: memory for memory in memories}
 
 
 def _not_selected(replica: Replica, machine: Machine) -> str:

@@ -48,7 +48,6 @@ class Ground:
     def __init__(self, snapshot: Snapshot, memo: Memo | None = None) -> None:
         self.bins = inventory(snapshot.nodes, snapshot.gpu_nodes, snapshot.policy, snapshot.now, memo)
         self.ledger = accounts(self.bins.devices, snapshot.pods, memo)
-        self._headroom, self._overrun = snapshot.policy.headroom, snapshot.policy.overrun
         self._rooms: dict[tuple[int, int], dict[str, int]] = {}
 
     def rooms(self, headroom: int, overrun: int) -> dict[str, int]:
@@ -58,15 +57,6 @@ class Ground:
             found = {uuid: _room(account, headroom, overrun) for uuid, account in self.ledger.items()}
             self._rooms[headroom, overrun] = found
         return found
-
-    def has_room(self, uuid: str, utilization: str, headroom: int | None) -> bool:
-        """Whether this GPU could be promised so much again."""
-        account = self.ledger.get(uuid)
-        if account is None:
-            return False
-        asked = self._headroom if headroom is None else headroom
-        share = account.device.usable * _ten_thousandths(utilization) // SCALE
-        return _room(account, asked, self._overrun) >= share
 
     def without(self, pod: Pod, uuid: str) -> Account:
         """A GPU's account as if this pod were not."""

@@ -17,14 +17,16 @@ def pin(board: Board) -> None:
     names = {w.key: n for n, w in enumerate(board.workloads)}
     hosts = {h.name: n for n, h in enumerate(board.hosts)}
     gpus = [{board.uuid[g]: g for g in span} for span in board.host_gpus]
-    for running in sorted(board.problem.running, key=attrgetter("workload", "replica", "host", "gpus")):
+    for running in sorted(board.problem.running, key=attrgetter("between", "workload", "replica", "host", "gpus")):
         r = board.replica(running, names)
         if r is None or board.runs[r]:
             continue
-        board.runs[r] = True
-        board.moves += 1
         host = hosts.get(running.host)
         spot = _spot(running, gpus[host]) if host is not None else ()
+        if running.between and not (spot and board.can_stand(board.owner[r], spot)):
+            continue
+        board.runs[r] = True
+        board.moves += 1
         if spot and (running.fixed or _may_stay(board, board.owner[r], spot)):
             board.home[r] = spot
             board.as_run[r] = running.gpus

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cotenant.core.share import gib
 from cotenant.core.snapshot import Spread
 
 
@@ -69,6 +70,8 @@ class Workload:
     """True: never across islands; False: preferred on one."""
     refused: tuple[str, ...] = ()
     """By host kind: why it may not go there, for reasons; may be empty."""
+    unfit: tuple[str, ...] = ()
+    """By host kind: why its engine could not run there with its share, for reasons; may be empty."""
     avoid: tuple[str, ...] = ()
     """GPUs it may not have: its engine failed there."""
 
@@ -96,6 +99,8 @@ class Running:
     gpus: tuple[str, ...]
     fixed: bool = False
     """It may not be moved at all (it is starting, or its model is mid-rollout)."""
+    between: bool = False
+    """Nothing runs there: its pod is gone and the next not made yet. It keeps the place from others, but takes it from nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,14 @@ class Problem:
     displacing: tuple[tuple[str, int], ...] = ()
     """(namespace, priority): replicas of this namespace may disturb those of others up to this priority; without an
     entry, only those of their own namespace."""
+
+
+_CONSENT = {
+    "": "",
+    "moves": ": raise the number of moves a plan may make",
+    "priority": ", whose priority is not lower: its owner must agree, or this one's priority be raised",
+    "namespace": ", which is of another namespace: its owner must agree",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +166,26 @@ class Change:
     consent: str = ""
     """Move: whose leave it takes (`namespace`, or `priority` where only its equal or higher rank protects it)."""
 
+    @property
+    def text(self) -> str:
+        """In words."""
+        if self.code == "LessShare":
+            return f"a share of {_percent(self.percent)} ({gib(self.share)}) would fit"
+        if self.code == "FewerGPUs":
+            return f"tensorParallelSize {self.share} would fit there if its share does"
+        if self.code == "Move":
+            moved = f"{self.workload} (replica {self.replica})"
+            return f"it would fit if {moved} left {self.host}{_CONSENT[self.consent]}"
+        return f"{self.host} has room, but its products or selector do not allow it there"
+
 
 @dataclass(frozen=True, slots=True)
 class Reason:
     """Why a replica is unplaced, as data; `text` is made from it."""
 
     code: str
-    text: str
+    said: str
+    """The limit that binds, in words."""
     nearest: str = ""
     """The host that came nearest."""
     needs: int = 0
@@ -168,8 +194,16 @@ class Reason:
     """Per class of hosts the one limit that binds, nearest miss first."""
     changes: tuple[Change, ...] = ()
     """What would place it, smallest first."""
+    elsewhere: str = ""
+    """Why GPUs of another product, empty ones maybe, are none for it, in words; '' = nothing to say of them."""
     displaced_by: str = ""
     """The workload that took its place, where it ran."""
+
+    @property
+    def text(self) -> str:
+        """One sentence the user can act on."""
+        taken = f"{self.displaced_by} has a higher priority and took its place" if self.displaced_by else ""
+        return "; ".join(filter(None, (taken, self.said, *(change.text for change in self.changes), self.elsewhere)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,3 +254,8 @@ class Plan:
     """Improvement steps taken."""
     fragmentation: Fragmentation | None = None
     """How usable what is left is."""
+
+
+def _percent(hundredths: int) -> str:
+    whole, rest = divmod(hundredths, 100)
+    return f"{whole}.{rest:02d}".rstrip("0").rstrip(".") + "%" if rest else f"{whole}%"

@@ -20,13 +20,6 @@ CLOSENESS = (
 MAX_JUDGED = 64
 """Hosts of a kind with room enough that are asked what else is in the way."""
 
-_LEAVE = {
-    "": "",
-    "moves": ": raise the number of moves a plan may make",
-    "priority": ", whose priority is not lower: its owner must agree, or this one's priority be raised",
-    "namespace": ", which is of another namespace: its owner must agree",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Miss:
@@ -110,11 +103,9 @@ def why_not(survey: Survey, r: int, displaced_by: str = "", others: tuple[Change
     )
     nearest = ranked[0][0]
     changes = (*_changes(board, nearest), *others)
-    text = _text(board, w, nearest, changes)
-    if displaced_by:
-        text = f"{displaced_by} has a higher priority and took its place; {text}"
     host = board.hosts[nearest.host].name
-    return Reason(nearest.code, text, host, nearest.needs, nearest.has, limits, changes, displaced_by)
+    said, elsewhere = _said(board, w, nearest), _unfit(board, w, ranked)
+    return Reason(nearest.code, said, host, nearest.needs, nearest.has, limits, changes, elsewhere, displaced_by)
 
 
 def room_for(board: Board, w: int, g: int) -> int:
@@ -170,8 +161,8 @@ def _changes(board: Board, nearest: Miss) -> list[Change]:
     return changes
 
 
-def _text(board: Board, w: int, miss: Miss, changes: tuple[Change, ...]) -> str:
-    """One sentence the user can act on."""
+def _said(board: Board, w: int, miss: Miss) -> str:
+    """The limit in words."""
     host, size = board.hosts[miss.host], board.size[w]
     on = "on a GPU" if size == 1 else f"on {size} GPUs of one node"
     its = "" if size == 1 else f" on {size}"
@@ -206,18 +197,14 @@ def _text(board: Board, w: int, miss: Miss, changes: tuple[Change, ...]) -> str:
         text = "no node may take it" + (f": {why}" if why else "; its selector or products match none")
     else:
         text = f"no node it may go to is ready ({host.name}: {host.note or 'not ready'})"
-    for change in changes:
-        if change.code == "LessShare":
-            text += f"; a share of {_percent(change.percent)} ({gib(change.share)}) would fit"
-        elif change.code == "FewerGPUs":
-            text += f"; tensorParallelSize {change.share} would fit there if its share does"
-        elif change.code == "Move":
-            text += f"; it would fit if {change.workload} (replica {change.replica}) left {change.host}{_LEAVE[change.consent]}"
-        elif change.code == "OtherProduct":
-            text += f"; {change.host} has room, but its products or selector do not allow it there"
     return text
 
 
-def _percent(hundredths: int) -> str:
-    whole, rest = divmod(hundredths, 100)
-    return f"{whole}.{rest:02d}".rstrip("0").rstrip(".") + "%" if rest else f"{whole}%"
+def _unfit(board: Board, w: int, ranked: list[tuple[Miss, int]]) -> str:
+    """Why GPUs of another product, empty ones maybe, are none for it: its share there is too small for its engine."""
+    unfit = board.workloads[w].unfit
+    for miss, _ in ranked:
+        host = board.hosts[miss.host]
+        if miss.code == "Refused" and unfit and unfit[host.kind]:
+            return f"on {host.product or host.name} {unfit[host.kind]}"
+    return ""
