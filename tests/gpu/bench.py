@@ -67,15 +67,19 @@ class Bench:
         self.world.lab.api.apply({"apiVersion": "v1", "kind": "PersistentVolume", **volume})
         self.world.lab.api.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", **claim})
 
-    def apply(self, name: str, entries: list[Object], headroom: str = "10%") -> None:
-        """`kubectl apply` of one placement."""
-        body = {
+    def manifest(self, name: str, entries: list[Object], headroom: str = "10%") -> Object:
+        """One placement."""
+        return {
             "apiVersion": API_VERSION,
             "kind": "ModelPlacement",
             "metadata": {"name": name, "namespace": MODELS},
             "spec": {"headroom": headroom, "models": entries},
         }
-        self.world.lab.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(body))
+
+    def apply(self, name: str, entries: list[Object], headroom: str = "10%") -> None:
+        """`kubectl apply` of one placement."""
+        body = json.dumps(self.manifest(name, entries, headroom))
+        self.world.lab.kubectl("apply", "--server-side", "-f", "-", input=body)
 
     def clear(self) -> None:
         """All placements gone, and their pods, and their memory."""
