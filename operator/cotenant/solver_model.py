@@ -177,7 +177,7 @@ class Model:
             model.add(memory <= board.host_memory[host])
             for w in {w for w, _ in found if board.node_apart[w]}:
                 here = sum(v for x, v in found if x == w) - sum(v for x, v in gone if x == w)
-                model.add(here + board.on_host[host].get(w, 0) <= 1)
+                model.add(here + board.on_host[host].get(board.family[w], 0) <= 1)
 
     def _movement(self) -> None:
         board, model, problem = self.board, self.model, self.problem

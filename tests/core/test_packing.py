@@ -359,3 +359,27 @@ def test_stopped_at_any_moment_the_plan_is_valid() -> None:
 def test_no_nodes_and_no_models_are_answers() -> None:
     assert pack(Problem((), ())).key.unplaced == ()
     assert pack(Problem((), (workload("m", 1),))).unplaced[0].reason.code == "NoNodes"
+
+
+def test_where_not_all_replicas_fit_the_lowest_numbers_do() -> None:
+    plan = pack(Problem(hosts(1, 2), (workload("m", 30, replicas=9),)))
+
+    assert [placed.replica for placed in plan.placements] == [0, 1, 2, 3]
+    assert [unplaced.replica for unplaced in plan.unplaced] == [4, 5, 6, 7, 8]
+
+
+def test_what_runs_keeps_its_number() -> None:
+    there = (Running("m", 3, "n0", ("n0-0",)),)
+
+    plan = pack(Problem(hosts(1, 2), (workload("m", 60, replicas=4),), there))
+
+    assert [placed.replica for placed in plan.placements] == [0, 3]
+
+
+def test_replicas_of_one_model_keep_apart_whatever_each_of_them_asks() -> None:
+    apart = {"spread": Spread.GPU, "family": "m"}
+    asking = (workload("m", 20, **apart), workload("m/1", 24, **apart))
+
+    plan = pack(Problem(hosts(1, 2), asking))
+
+    assert len({placed.gpus for placed in plan.placements}) == 2

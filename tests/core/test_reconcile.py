@@ -9,7 +9,7 @@ from cotenant.core.memo import Memo
 from cotenant.core.preflight import Failed, Ground, Passed, Preflight
 from cotenant.core.reconcile import reconcile
 from cotenant.core.share import GIB
-from cotenant.core.snapshot import Node, OnOutOfMemory, Remedy, RolloutStrategy, Snapshot, Stranger
+from cotenant.core.snapshot import Node, OnOutOfMemory, Remedy, RolloutStrategy, Snapshot, Spread, Stranger
 from tests.core.builders import POLICY, Cluster, model, node, placement
 
 
@@ -283,3 +283,29 @@ def test_a_gpu_promised_twice_is_put_right() -> None:
     assert (leaving.name, leaving.reason) == ("b-m-0", "Displaced")
     assert "GPU 0 of n1 has 96Gi promised and holds 80Gi; no other place: needs 48Gi" in leaving.message
     assert [pod.name for pod in both.settle().pods.values()] == ["a-m-0"]
+
+
+def test_fewer_replicas_leave_those_that_run_alone() -> None:
+    cluster = Cluster([node("n1", gpus=2)]).apply(placement("p", model("m", "30%", replicas=20))).settle()
+    running = {pod.name: pod.uid for pod in cluster.pods.values()}
+
+    cluster.apply(placement("p", model("m", "30%", replicas=4))).settle()
+
+    assert {pod.name: pod.uid for pod in cluster.pods.values()} == running
+    assert cluster.phases("p") == ["Ready"] * 4
+
+
+def test_spread_holds_for_a_replica_that_moved() -> None:
+    allowed = OnOutOfMemory(allow=(Remedy.MOVE,))
+    apart = model("m", "20%", replicas=2, spread=Spread.GPU, on_out_of_memory=allowed)
+    cluster = Cluster([node("n1", gpus=2)]).apply(placement("p", apart)).settle()
+
+    for _ in range(2):
+        cluster.now += 30
+        cluster.die("p-m-0", 0, "EngineCore encountered a fatal error")
+        for _ in range(6):
+            cluster.step()
+            cluster.ready()
+            cluster.now += 60
+
+    assert len({pod.allocation.gpus for pod in cluster.pods.values() if pod.allocation}) == 2

@@ -178,6 +178,7 @@ def workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy) -> 
         refused=tuple(refused),
         unfit=tuple(unfit),
         avoid=first.avoid,
+        family=wanted.key,
     )
 
 

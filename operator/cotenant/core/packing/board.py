@@ -53,6 +53,13 @@ class Board:
         self.priority = [w.priority for w in self.workloads]
         self.apart = [w.spread is not Spread.NONE for w in self.workloads]
         self.node_apart = [w.spread is Spread.NODE for w in self.workloads]
+        families: dict[str, int] = {}
+        self.family = [families.setdefault(w.family or w.key, number) for number, w in enumerate(self.workloads)]
+        """The first workload of the same model."""
+        kin: dict[int, set[int]] = {}
+        for w, family in enumerate(self.family):
+            kin.setdefault(family, set()).add(w)
+        self.kin = [frozenset(kin[family]) for family in self.family]
         self.demand = [
             tuple((d.share, d.overrun) if (d := w.demands[k]) else None for k in self.kinds) for w in self.workloads
         ]
@@ -67,7 +74,7 @@ class Board:
         self.host_kind = [numbers[h.kind] for h in self.hosts]
         self.host_gpus: list[range] = []
         self.on_host: list[dict[int, int]] = [{} for _ in self.hosts]
-        """Per host, replicas of each workload that spreads over nodes."""
+        """Per host, replicas of each family that spreads over nodes."""
         self.uuid: list[str] = []
         self.host: list[int] = []
         self.memory: list[int] = []
@@ -144,13 +151,17 @@ class Board:
             return False
         if self.avoid and g in self.avoid.get(w, ()):
             return False
-        return not (self.apart[w] and w in self.models[g])
+        return not self.beside_kin(w, g)
+
+    def beside_kin(self, w: int, g: int) -> bool:
+        """Whether another replica of its model, from which it keeps apart, is on this GPU."""
+        return self.apart[w] and not self.kin[w].isdisjoint(self.models[g])
 
     def host_fits(self, w: int, host: int) -> bool:
         """Whether the host is ready and has the CPU, memory and, for spread Node, no replica of this workload."""
         if not self.ready[host] or self.cpu_need[w] > self.cpu[host] or self.memory_need[w] > self.host_memory[host]:
             return False
-        return not (self.node_apart[w] and self.on_host[host].get(w))
+        return not (self.node_apart[w] and self.on_host[host].get(self.family[w]))
 
     def can_stand(self, w: int, spot: Spot) -> bool:
         """Whether a replica of `w` could be placed on exactly these GPUs now."""
@@ -245,8 +256,8 @@ class Board:
         self.cpu[host] -= sign * self.cpu_need[w]
         self.host_memory[host] -= sign * self.memory_need[w]
         if self.node_apart[w]:
-            there = self.on_host[host]
-            there[w] = there.get(w, 0) + sign
+            there, family = self.on_host[host], self.family[w]
+            there[family] = there.get(family, 0) + sign
         if len(spot) > 1 and self.splits_on(spot):
             self.splits += sign
         if self.runs[r] and spot == self.home[r]:

@@ -30,7 +30,7 @@ class Fitting:
             key=lambda r: (-board.size[board.owner[r]] * largest[board.owner[r]], -largest[board.owner[r]], r),
         )
         self.dead: set[tuple[object, ...]] = set()
-        self.apart = {board.owner[r] for r in free if board.apart[board.owner[r]]}
+        self.apart = {board.family[board.owner[r]] for r in free if board.apart[board.owner[r]]}
 
     def place(self) -> bool:
         """True when everything has a place now; False when that is impossible or was not found in time."""
@@ -81,12 +81,12 @@ class Fitting:
         board = self.board
         gpus = tuple(sorted((self._gpu_state(g) for g in board.host_gpus[host]), key=repr))
         there = board.on_host[host]
-        apart = tuple(sorted(w for w in self.apart if there.get(w)))
+        apart = tuple(sorted(family for family in self.apart if there.get(family)))
         return (board.host_kind[host], board.ready[host], board.cpu[host], board.host_memory[host], apart, gpus)
 
     def _gpu_state(self, g: int) -> tuple[object, ...]:
         board = self.board
-        apart = tuple(sorted(w for w in board.models[g] if w in self.apart))
+        apart = tuple(sorted(board.family[w] for w in board.models[g] if board.family[w] in self.apart))
         island = board.island[g] - board.island[board.host_gpus[board.host[g]][0]]
         avoided = tuple(w for w, gpus in board.avoid.items() if g in gpus)
         left = (board.promise[g], board.real[g], board.kept[g], len(board.tenants[g]), board.memory[g])

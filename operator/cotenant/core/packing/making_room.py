@@ -155,7 +155,7 @@ class MakingRoom:
         for host in range(len(board.hosts)):
             if not board.ready[host] or board.need(w, host) is None or len(board.host_gpus[host]) < board.size[w]:
                 continue
-            if board.node_apart[w] and board.on_host[host].get(w):
+            if board.node_apart[w] and board.on_host[host].get(board.family[w]):
                 continue
             gpus = list(board.host_gpus[host])
             if board.size[w] == 1:
@@ -184,7 +184,7 @@ class MakingRoom:
         """The smallest sets of tenants of this GPU that let one rank of `w` in; none when it fits already."""
         board, host = self.board, self.board.host[g]
         candidates = self._candidates(w, g)
-        if not candidates or (board.apart[w] and w in board.models[g]):
+        if not candidates or board.beside_kin(w, g):
             return []
         share, overrun = board.need(w, host) or (0, 0)
         # headroom may shrink when a tenant leaves, so this asks for no more than the largest room that could be

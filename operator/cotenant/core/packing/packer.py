@@ -82,6 +82,7 @@ def pack(problem: Problem, keep_going: Callable[[], bool] | None = None) -> Plan
     if room.disturbed:
         room.go_home()
     reunite(board, room.disturbed)
+    count_from_zero(board)
     bound = relaxation.bound(board, sorted(search.unplaced)) if relaxation and not room.disturbed else None
     return publish(board, effort, room.disturbed, bound)
 
@@ -118,6 +119,22 @@ def reunite(board: Board, disturbed: dict[int, int]) -> None:
                 board.place(x, before)
                 at[board.owner[x], before] = x
             disturbed.pop(r, None)
+
+
+def count_from_zero(board: Board) -> None:
+    """Replicas of a workload are alike: the places of new ones go to the lowest numbers, so that fewer of them later, the
+    highest taken away, are those that run."""
+    lacking: dict[int, list[int]] = {}
+    for r in board.unplaced():
+        if not board.runs[r]:
+            lacking.setdefault(board.owner[r], []).append(r)
+    for w, low in lacking.items():
+        numbers = range(board.first[w], board.first[w] + board.workloads[w].replicas)
+        high = [r for r in numbers if board.spot[r] and not board.runs[r]]
+        for r in low:
+            if not high or high[-1] < r:
+                break
+            board.place(r, board.remove(high.pop()))
 
 
 def place_without_moves(search: Search) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from operator import attrgetter
 
@@ -64,7 +65,13 @@ def _is_strained(board: Board, g: int) -> bool:
     models = board.models[g]
     if board.promise[g] < board.kept[g] or board.real[g] < 0 or len(models) > board.max_tenants:
         return True
-    return len(set(models)) < len(models) and any(board.apart[w] and models.count(w) > 1 for w in models)
+    return _are_twins(board, models)
+
+
+def _are_twins(board: Board, models: Sequence[int]) -> bool:
+    """Whether two replicas of a model that keep apart are among these workloads."""
+    families = [board.family[w] for w in models if board.apart[w]]
+    return len(set(families)) < len(families)
 
 
 def _relieve_gpu(board: Board, g: int) -> None:
@@ -80,8 +87,8 @@ def _relieve_gpu(board: Board, g: int) -> None:
             else:
                 kept = max(kept, board.memory[g] * board.headroom[w] // 10_000)
                 models.append(w)
-        twins = any(board.apart[w] and models.count(w) > 1 for w in models)
-        return promise >= kept and real >= 0 and len(models) <= board.max_tenants and not twins
+        crowded = promise < kept or real < 0 or len(models) > board.max_tenants
+        return not (crowded or _are_twins(board, models))
 
     _relieve(board, [r for r in board.tenants[g] if not board.fixed[r]], fits_without)
 
@@ -94,7 +101,7 @@ def _relieve_host(board: Board, host: int) -> None:
 
     def fits_without(gone: tuple[int, ...]) -> bool:
         owners = [board.owner[r] for r in gone]
-        stay = [board.owner[r] for r in tenants if r not in gone and board.node_apart[board.owner[r]]]
+        stay = [board.family[board.owner[r]] for r in tenants if r not in gone and board.node_apart[board.owner[r]]]
         return (
             board.cpu[host] + sum(board.cpu_need[w] for w in owners) >= 0
             and board.host_memory[host] + sum(board.memory_need[w] for w in owners) >= 0

@@ -74,6 +74,9 @@ class Workload:
     """By host kind: why its engine could not run there with its share, for reasons; may be empty."""
     avoid: tuple[str, ...] = ()
     """GPUs it may not have: its engine failed there."""
+    family: str = ""
+    """Workloads of one family are replicas of one model that differ in what they ask: what spreads keeps apart from all of
+    them. '' = of its own."""
 
 
 @dataclass(frozen=True, slots=True)

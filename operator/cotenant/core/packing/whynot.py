@@ -125,9 +125,9 @@ def _miss(board: Board, w: int, host: int) -> Miss:
         return Miss("Refused", host)
     if len(gpus) < size:
         return Miss("TooFewGPUs", host, size, len(gpus))
-    if board.node_apart[w] and board.on_host[host].get(w):
+    if board.node_apart[w] and board.on_host[host].get(board.family[w]):
         return Miss("SpreadNode", host)
-    away = [g for g in gpus if not (board.apart[w] and w in board.models[g])]
+    away = [g for g in gpus if not board.beside_kin(w, g)]
     if len(away) < size:
         return Miss("SpreadGPU", host, size, len(away))
     healthy = [g for g in away if g not in board.avoid.get(w, ())]
