@@ -24,6 +24,7 @@ from cotenant.core.snapshot import (
     Snapshot,
     TenantReading,
 )
+from tests.core import corpus
 
 H100 = "NVIDIA-H100-80GB-HBM3"
 POLICY = Policy(engines=(EngineImage("vllm", "example.org/vllm:1", "0.33.0"),), preflight=False, reserve=False)
@@ -61,6 +62,8 @@ class Cluster:
     """What was created and deleted, in order."""
     lingering: int = 0
     """Bytes on every GPU that a pod of ours which is gone has not given back yet."""
+    stripped: dict[tuple[str, str], Allocation] = field(default_factory=dict)
+    """What pods hold whose annotations somebody took away."""
 
     def apply(self, *placements: Placement) -> Cluster:
         for wish in placements:
@@ -89,21 +92,52 @@ class Cluster:
                 for pod in self.pods.values()
                 if pod.ended is None and pod.allocation and device.uuid in pod.allocation.gpus
             )
+            tenants += tuple(
+                TenantReading(*key, given.bytes + GIB)
+                for key, given in self.stripped.items()
+                if device.uuid in given.gpus and key in self.pods and self.pods[key].allocation is None
+            )
             if self.lingering:
                 tenants += (TenantReading("default", "gone", self.lingering),)
             used = sum(t.used for t in tenants) + sum(s.used for s in device.strangers)
             devices.append(replace(device, tenants=tenants, used=used))
         return replace(report, devices=tuple(devices))
 
-    def step(self) -> Decision:
-        """One pass, and all of it done."""
-        decision = reconcile(self.snapshot())
+    def strip_allocation(self, name: str) -> None:
+        """Somebody takes the allocation off a pod's annotations."""
+        pod = self.pods["default", name]
+        assert pod.allocation is not None
+        self.stripped["default", name] = pod.allocation
+        self.pods["default", name] = replace(pod, allocation=None)
+
+    def run(self, passes: int = 40, seconds: float = 60.0, *, flawed: str = "") -> Cluster:
+        """Passes while time goes by; what starts is ready before the next one. Starts with the flag `flawed` die of a bad argument."""
+        for _ in range(passes):
+            self.step()
+            for pod in list(self.pods.values()):
+                if (
+                    flawed
+                    and not pod.ready
+                    and pod.ended is None
+                    and pod.allocation
+                    and pod.allocation.utilization == flawed
+                ):
+                    self.die(pod.name, 2, corpus.log("bad-flag"))
+            self.ready()
+            self.now += seconds
+        return self
+
+    def step(self, refusals: tuple[tuple[str, str, str], ...] = ()) -> Decision:
+        """One pass, and all of it done but the creates of pods that are refused."""
+        decision = reconcile(replace(self.snapshot(), refusals=refusals))
         for delete in decision.deletes:
             if (pod := self.pods.get((delete.namespace, delete.name))) and pod.uid == delete.uid:
                 del self.pods[delete.namespace, delete.name]
                 self.log.append(f"-{delete.name} {delete.reason}")
+        refused = {pod for _, pod, _ in refusals}
         for create in decision.creates:
-            self._create(create.manifest)
+            if create.manifest["metadata"]["name"] not in refused:
+                self._create(create.manifest)
         for status in decision.statuses:
             self._write(status.name, status.status)
         return decision
@@ -137,8 +171,16 @@ class Cluster:
         self.pods[key] = replace(self.pods[key], phase=phase, ready=False, ended=ended)
 
     def phases(self, name: str) -> list[str]:
+        return [replica["phase"] for replica in self.said(name)]
+
+    def said(self, name: str) -> list[dict[str, Any]]:
+        """What the status says of every replica."""
         raw = json.loads(self.placements[name].status.raw)
-        return [replica["phase"] for entry in raw["models"] for replica in entry["replicas"]]
+        return [replica for entry in raw["models"] for replica in entry["replicas"]]
+
+    def flags(self) -> dict[str, str]:
+        """--gpu-memory-utilization of every pod that serves."""
+        return {pod.name: pod.allocation.utilization for pod in self.pods.values() if pod.allocation and pod.ready}
 
     def condition(self, name: str, kind: str) -> dict[str, str]:
         raw = json.loads(self.placements[name].status.raw)

@@ -146,3 +146,50 @@ def test_memory_that_is_only_late_in_coming_back_takes_no_other_replica_down() -
     cluster.lingering = 0
     cluster.settle()
     assert set(utilizations(cluster).values()) == {"0.35"}
+
+
+def test_a_rollout_that_was_given_up_does_not_count_as_room_for_others() -> None:
+    cluster = Cluster([node("n1", gpus=3)]).apply(three("60%")).settle()
+    cluster.apply(three("25%")).run(seconds=20, flawed="0.25")
+
+    cluster.apply(placement("q", model("o", "50%"))).settle()
+
+    assert cluster.phases("q") == ["Ready"]
+    assert sorted(utilizations(cluster).values()) == ["0.50", "0.60", "0.60"]
+
+
+def test_a_replica_that_fits_nowhere_does_not_keep_a_ring_tied() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "60%"))).settle()
+
+    cluster.apply(three("45%")).settle()
+
+    assert utilizations(cluster) == {"p-m-0": "0.45", "p-m-1": "0.45"}
+    assert cluster.phases("p") == ["Ready", "Ready", "Unplaced"]
+
+
+def test_an_edit_takes_no_engine_down_that_may_not_come_back() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "60%"))).settle()
+    machine, report = cluster.nodes[0]
+    cluster.nodes[0] = (replace(machine, cordoned=True), report)
+
+    cluster.apply(placement("p", model("m", "50%"))).settle()
+
+    assert utilizations(cluster) == {"p-m-0": "0.60"}
+    said = cluster.condition("p", "Stalled")["message"]
+    assert said == "m-0 Ready: its spec has changed; it serves on as it is: node n1 is cordoned"
+    cluster.nodes[0] = (machine, report)
+    cluster.settle()
+    assert utilizations(cluster) == {"p-m-0": "0.50"}
+
+
+def test_a_create_that_is_refused_keeps_nobody_else_from_starting() -> None:
+    older, newer = placement("a", model("m", "30%")), placement("b", model("m", "30%"), created=2.0)
+    cluster = Cluster([node("n1")]).apply(older, newer)
+
+    for _ in range(5):
+        cluster.step(refusals=(("default", "a-m-0", "exceeded quota: small"),))
+        cluster.ready()
+
+    assert cluster.phases("b") == ["Ready"]
+    assert cluster.condition("a", "Stalled")["reason"] == "CreateRefused"
+    assert cluster.said("a")[0]["message"] == "exceeded quota: small"

@@ -85,6 +85,7 @@ class Physics:
     def __init__(self, store: Store, rng: Random, now: float) -> None:
         self.store, self.rng, self.now = store, rng, now
         self.machines: dict[str, Machine] = {}
+        self._sizes: dict[str, int] = {}
         self.gpus: dict[str, Gpu] = {}
         self.engines: dict[str, Engine] = {}
         """By pod uid."""
@@ -108,8 +109,10 @@ class Physics:
     # ------------------------------------------------------------------------------------------------------- machines
     def add_machine(self, name: str, gpus: int, memory: int) -> None:
         self.machines[name] = Machine(name, since=self.now)
+        first = self._sizes.setdefault(name, memory)
+        other = "" if memory == first else f"-{memory // GIB}"  # another machine by that name has GPUs of its own
         for index in range(gpus):
-            gpu = Gpu(f"GPU-{name}-{index}", name, index, memory)
+            gpu = Gpu(f"GPU-{name}-{index}{other}", name, index, memory)
             self.gpus[gpu.uuid] = gpu
         labels = {"cotenant.dev/managed": "true", "nvidia.com/gpu.product": f"P{memory // GIB}", "zone": name[-1]}
         self.store.create(NODES, {"metadata": {"name": name, "labels": labels}}, self.now)

@@ -14,6 +14,7 @@ from cotenant.core.memo import Memo
 from cotenant.core.pod import HASH_VERSION, allocated_hash, model_wish
 from cotenant.core.replica import Assigned, Crew, NoPlace, Replica
 from cotenant.core.snapshot import Allocation, Pod, Policy
+from cotenant.core.vllm import utilization_of
 
 BLOCKED_GRACE = 60.0
 """Seconds a pod may hang before its container starts (image, Secret, volume) until it gives up its turn at the GPU."""
@@ -46,6 +47,10 @@ class Leave:
     replica: Replica | None = None
     by_spec: bool = False
     """It could stay, were it not for the present spec: a part of a rollout."""
+    successor: Replica | None = None
+    """It serves until this one does: its own successor, or another's whose turn is before its own (SurgeIfRoom)."""
+    held: str = ""
+    """Why it must not go now: it could not come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +111,12 @@ def _of_case(
     memo: Memo,
 ) -> Changes:
     by_pod = {replica.pod.uid: replica for replica in replicas if replica.pod}
-    successors = {replica.origin: replica for replica in replicas if replica.successor}
+    successors = _successors(replicas, places)
     leaves: list[Leave] = []
     for pod in case.pods:
-        if not (case.plain or _is_known(pod, demands)):
-            continue  # not to be touched, or Kubernetes collects it
         replica = by_pod.get(pod.uid)
+        if replica is None and not (case.plain or _is_known(pod, demands)):
+            continue  # not to be touched, or Kubernetes collects it
         if pod.deleting:
             if why := _lost(pod, inventory):
                 # asked to leave before its node was lost: nobody there hears it, and its name is wanted elsewhere
@@ -134,6 +139,16 @@ def _of_case(
             name = other if current == plain else plain
             starts.append(Start(replica, place.allocation, name, place.max_model_len))
     return Changes(tuple(leaves), tuple(starts))
+
+
+def _successors(replicas: Crew, places: dict[str, Assigned | NoPlace]) -> dict[str, Replica]:
+    """Replicas that have a place to take over in, by the replica they succeed and, the first of them, by its model."""
+    found: dict[str, Replica] = {}
+    for replica in replicas:
+        if replica.successor and (replica.pod or isinstance(places.get(replica.key), Assigned)):
+            found[replica.origin] = replica
+            found.setdefault(replica.wanted.key, replica)
+    return found
 
 
 def _is_known(pod: Pod, demands: Demands) -> bool:
@@ -203,53 +218,56 @@ def _differs(
     if not isinstance(place, Assigned):
         return None
     changed = _changed(pod, replica, place.allocation, policy, memo)
+    if changed is None and place.stays and machine is not None and outdated(replica, machine, policy):
+        changed = _spec_changed(pod, replica)
     if changed is None or changed.pace is not Pace.BUDGET or replica.successor:
         return changed
     if changed.reason == "Moved" and machine is not None:
         changed = replace(changed, by_spec=outdated(replica, machine, policy))
-    return _succeeded(changed, successors.get(replica.origin), places)
+    leave = _succeeded(changed, replica, successors)
+    if leave.pace is Pace.BUDGET and leave.successor is None and machine is not None and machine.closed:
+        return replace(leave, held=machine.closed)
+    return leave
 
 
-def _succeeded(leave: Leave, successor: Replica | None, places: dict[str, Assigned | NoPlace]) -> Leave | None:
-    """With a successor that has a place, the old one serves until the new one does."""
-    if successor is None or not (successor.pod or isinstance(places.get(successor.key), Assigned)):
-        return leave
+def _succeeded(leave: Leave, replica: Replica, successors: dict[str, Replica]) -> Leave:
+    """With a successor that has a place, the old one serves until the new one does; so it does until its turn to have one."""
+    successor = successors.get(replica.origin)
+    if successor is None:
+        before = successors.get(replica.wanted.key) if leave.by_spec else None
+        return replace(leave, successor=before)
     if successor.pod and successor.pod.ready:
         return replace(leave, reason="Replaced", message=f"{successor.pod.name} serves in its place", pace=Pace.QUIET)
-    return None
+    return replace(leave, successor=successor)
 
 
 def _changed(pod: Pod, replica: Replica, allocation: Allocation, policy: Policy, memo: Memo) -> Leave | None:
-    before = pod.allocation
+    before, wanted = pod.allocation, replica.wanted
     pace = _pace(pod, Pace.BUDGET)
-    if before is None:
-        return Leave(pod, "Edited", "its allocation annotation is missing or unreadable", pace, replica=replica)
+    if before is None or not pod.hash:
+        return Leave(pod, "Edited", "its annotations are missing or unreadable", pace, replica=replica)
+    if (pod.placement, pod.model, pod.replica) != (wanted.placement.name, wanted.model.name, replica.index):
+        return Leave(pod, "Edited", "its labels were changed by hand: its Service may miss it", pace, replica=replica)
     if (before.node, sorted(before.gpus)) != (allocation.node, sorted(allocation.gpus)):
         where = f"{allocation.node} {', '.join(allocation.gpus)}"
         return Leave(pod, "Moved", f"its place is now {where}", pace, replica=replica)
     if pod.node is not None and pod.node != before.node:
         return Leave(pod, "WrongNode", f"it runs on {pod.node}, not on {before.node}", pace, replica=replica)
-    flag = _flag(pod.args)
+    flag = utilization_of(pod.args)
     if pod.args and flag != before.utilization:
         message = f"it runs with --gpu-memory-utilization {flag}, promised were {before.utilization}"
         return Leave(pod, "FlagDiffers", message, pace, replica=replica)
-    if pod.hash.split("-")[0] != HASH_VERSION:
+    if pod.hash.split("-")[0] != HASH_VERSION and before.utilization == allocation.utilization:
         return None  # made by another version of the operator: left alone, or an upgrade would restart everybody
     model = replica.wanted.model
     wish = memo.of("wish", (model, policy), (), lambda: model_wish(model, policy))
     if pod.hash != memo.of("hash", (model, policy, allocation), (), lambda: allocated_hash(wish, allocation)):
-        return Leave(pod, "SpecChanged", "its spec has changed", pace, replica=replica, by_spec=True)
+        return _spec_changed(pod, replica)
     return None
 
 
-def _flag(args: tuple[str, ...]) -> str:
-    """The last `--gpu-memory-utilization` of a command line, as argparse would take it."""
-    found = ""
-    for position, argument in enumerate(args):
-        name, equals, value = argument.partition("=")
-        if name == "--gpu-memory-utilization":
-            found = value if equals else next(iter(args[position + 1 : position + 2]), "")
-    return found
+def _spec_changed(pod: Pod, replica: Replica) -> Leave:
+    return Leave(pod, "SpecChanged", "its spec has changed", _pace(pod, Pace.BUDGET), replica=replica, by_spec=True)
 
 
 def overdue(pod: Pod, timeout: float, now: float) -> str:
@@ -271,10 +289,12 @@ def due_at(pod: Pod, timeout: float) -> float | None:
 def outdated(replica: Replica, machine: Machine, policy: Policy) -> bool:
     """Whether the pod of a replica would have to be replaced on its own machine, were it started by the present spec."""
     pod = replica.pod
-    if pod is None or pod.allocation is None or pod.hash.split("-")[0] != HASH_VERSION:
+    if pod is None or pod.allocation is None:
         return False
     asked = ask(replica, machine, policy)
     if not isinstance(asked, Ask):
         return True
+    if pod.hash.split("-")[0] != HASH_VERSION:
+        return pod.allocation.utilization != str(asked.utilization)
     given = replace(pod.allocation, utilization=str(asked.utilization))
     return pod.hash != allocated_hash(model_wish(replica.wanted.model, policy), given)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from cotenant.core.drift import Leave, Start
 from cotenant.core.ledger import NOISE, Account, context
+from cotenant.core.replica import Replica
 
 Crowded = Mapping[str, Sequence[tuple[Start, str]]]
 """By model: starts with a GPU of theirs (its UUID) that has no room for them until a tenant leaves it."""
@@ -27,10 +28,10 @@ def is_crowded(start: Start, account: Account) -> bool:
     return account.free_soon() < needed_on(start, account)
 
 
-def kept_out_by(leave: Leave, held_up: Sequence[Leave], crowded: Crowded) -> int:
-    """How many replicas of its model cannot come before this pod has gone, by whatever detour over others that are `held_up`."""
+def kept_out_by(leave: Leave, held_up: Sequence[Leave], crowded: Crowded) -> list[Replica]:
+    """Replicas of its model that cannot come before this pod has gone, by whatever detour over others that are `held_up`."""
     if leave.replica is None:
-        return 0
+        return []
     holders: dict[str, list[Leave]] = {}
     for other in held_up:
         for uuid in other.pod.allocation.gpus if other.pod.allocation else ():
@@ -48,4 +49,4 @@ def kept_out_by(leave: Leave, held_up: Sequence[Leave], crowded: Crowded) -> int
         return False
 
     mine = crowded.get(leave.replica.wanted.key, ())
-    return len({start.replica.key for start, uuid in mine if waits_for_it(uuid)})
+    return list({start.replica.key: start.replica for start, uuid in mine if waits_for_it(uuid)}.values())

@@ -51,24 +51,37 @@ class Site:
     """Engines that no plan places."""
 
 
-def assign(crews: list[Crew], site: Site, memo: Memo) -> tuple[Places, Fragmentation | None]:
+def assign(
+    crews: list[Crew], site: Site, memo: Memo, serving_on: frozenset[str] = frozenset()
+) -> tuple[Places, Fragmentation | None]:
     """A place or a reason for every replica, and what the plan leaves.
 
-    What runs and fits nowhere by its new spec runs on as it is, unless a higher priority has its place: it is planned around.
-    Where a GPU was promised twice, who finds no other place leaves.
+    What stays as it is by its old spec - on a closed machine, until a successor serves, or for good (`serving_on`, by key) - is
+    planned around. So is what runs and fits nowhere by its new spec, unless a higher priority has its place. A successor that
+    finds no room beside it is none: the replica is planned as it is to be. Where a GPU was promised twice, who finds no other
+    place leaves.
     """
-    staying, packed = _split(crews, site.inventory, memo)
-    kept: dict[str, NoPlace] = {}
+    staying = _staying(crews, site.inventory, serving_on, memo)
+    without: dict[str, Replica | None] = dict.fromkeys(staying)
+    """What is left out of the packing (None), or asked for in another way."""
+    kept: Places = {}
     while True:
-        question = _question(crews, packed, {*staying, *kept}, site, memo)
+        packed = [_changed(crew, without) for crew in crews] if without else crews
+        question = _question(crews, packed, {key for key in without if key in staying or key in kept}, site, memo)
         places, left_free = _packed(question, site.inventory, site.policy, memo)
         nowhere = {key: place for key, place in places.items() if isinstance(place, NoPlace)}
         if not nowhere:
             return {**staying, **kept, **places}, left_free
         left = [replica for crew in packed for replica in crew if replica.key in nowhere]
+        if alone := [r for r in left if r.successor and r.pod is None and r.origin in staying]:
+            kept |= {r.key: nowhere[r.key] for r in alone}
+            without |= dict.fromkeys(r.key for r in alone)
+            for replica in alone:
+                del staying[replica.origin], without[replica.origin]
+            continue
         shunning = {r.key: replace(r, avoid=()) for r in left if r.avoid}
         if shunning:  # rather where it failed once than nowhere
-            packed = [_changed(crew, shunning) for crew in packed]
+            without |= shunning
             continue
         homeless = {r.key: _told(r, nowhere[r.key], site.usable) for r in left if _runs_on(r, nowhere[r.key])}
         twice = {r.key: why for r in left if r.key in homeless and (why := _promised_twice(r, site.ledger))}
@@ -78,7 +91,7 @@ def assign(crews: list[Crew], site: Site, memo: Memo) -> tuple[Places, Fragmenta
         if not homeless:
             return {**staying, **kept, **places}, left_free
         kept |= homeless
-        packed = [_changed(crew, dict.fromkeys(homeless)) for crew in packed]
+        without |= dict.fromkeys(homeless)
 
 
 def _changed(crew: Crew, changes: Mapping[str, Replica | None]) -> Crew:
@@ -91,7 +104,8 @@ def _changed(crew: Crew, changes: Mapping[str, Replica | None]) -> Crew:
 
 def first_question(crews: list[Crew], site: Site, memo: Memo, iterations: int = 0) -> Asked:
     """What `assign` asks the packer first, for whoever wants to ask more of it: for bounds, or a problem file."""
-    staying, packed = _split(crews, site.inventory, memo)
+    staying = _staying(crews, site.inventory, frozenset(), memo)
+    packed = [_changed(crew, dict.fromkeys(staying)) for crew in crews] if staying else crews
     return _question(crews, packed, set(staying), site, memo, iterations)
 
 
@@ -129,17 +143,25 @@ def _promised_twice(replica: Replica, ledger: dict[str, Account]) -> str:
     return ""
 
 
-def _split(crews: list[Crew], inventory: Inventory, memo: Memo) -> tuple[dict[str, Assigned], list[Crew]]:
-    """Replicas on machines closed to new tenants stay as they are and are no part of the packing; the rest is packed."""
+def _staying(
+    crews: list[Crew], inventory: Inventory, serving_on: frozenset[str], memo: Memo
+) -> dict[str, Assigned | NoPlace]:
+    """Replicas that stay as they are and are no part of the packing, by key: see `assign`."""
     closed = {name for name, machine in inventory.machines.items() if machine.closed and not machine.lost}
-    if not closed:
-        return {}, crews
-    staying: dict[str, Assigned] = {}
+    lost = {name for name, machine in inventory.machines.items() if machine.lost}
+    succeeded = {replica.origin for crew in crews for replica in crew if replica.successor}
+    staying: dict[str, Assigned | NoPlace] = {}
+    if not (closed or succeeded or serving_on):
+        return staying
     for replica in chain.from_iterable(crews):
         pod = replica.pod
-        if pod is not None and pod.allocation is not None and pod.allocation.node in closed and pod.is_alive:
-            staying[replica.key] = memo.of("staying", (pod.allocation,), (), partial(Assigned, pod.allocation))
-    return staying, [_changed(crew, dict.fromkeys(staying)) for crew in crews]
+        if pod is None or pod.allocation is None or not pod.is_alive or pod.allocation.node in lost:
+            continue
+        if pod.allocation.node in closed or replica.key in succeeded or replica.key in serving_on:
+            staying[replica.key] = memo.of(
+                "staying", (pod.allocation,), (), partial(Assigned, pod.allocation, stays=True)
+            )
+    return staying
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,13 @@ from cotenant.core.lessons import Lessons, kv_pin, learn
 from cotenant.core.memo import Memo
 from cotenant.core.names import ENGINE_CONTAINER
 from cotenant.core.oom.ladder import held_until
-from cotenant.core.planning import Site, assign
+from cotenant.core.packing.packer import Fragmentation
+from cotenant.core.planning import Places, Site, assign
 from cotenant.core.pod import Tuning, engine_pod
+from cotenant.core.recovered import recovered
 from cotenant.core.replica import Assigned, Crew, NoPlace, Replica
 from cotenant.core.report import states, statuses
-from cotenant.core.rollout import Admitted, admit
+from cotenant.core.rollout import Admitted, Circumstances, admit
 from cotenant.core.services import services, stale_services
 from cotenant.core.snapshot import Fault, Learned, Pod, Policy, RolloutStrategy, Snapshot
 from cotenant.core.status import ModelState, rfc3339
@@ -36,6 +38,8 @@ from cotenant.core.status import ModelState, rfc3339
 class Considered:
     """What a pass knows before it plans."""
 
+    snapshot: Snapshot
+    """With what pods hold whose annotations do not say so."""
     demands: Demands
     machines: Inventory
     ledger: dict[str, Account]
@@ -61,6 +65,7 @@ class Considered:
 
 def consider(snapshot: Snapshot, memo: Memo) -> Considered:
     """Everything a plan depends on, worked out from the snapshot."""
+    snapshot = recovered(snapshot, memo)
     demands = demand(snapshot.placements, snapshot.policy, memo)
     found = inventory(snapshot.nodes, snapshot.gpu_nodes, snapshot.policy, snapshot.now, memo, snapshot.silent)
     binding = Pinned(snapshot, found)
@@ -71,6 +76,7 @@ def consider(snapshot: Snapshot, memo: Memo) -> Considered:
     ledger = accounts(machines.devices, snapshot.pods, memo)
     orphans = _orphans(snapshot, demands)
     return Considered(
+        snapshot,
         demands,
         machines,
         ledger,
@@ -86,18 +92,11 @@ def consider(snapshot: Snapshot, memo: Memo) -> Considered:
 def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     """Everything to be done now. Same snapshot, same decision; `memo`, kept between passes, only saves work."""
     memo = memo or Memo()
-    policy, pods = snapshot.policy, snapshot.pods
     known = consider(snapshot, memo)
+    snapshot = known.snapshot
     demands, machines, ledger, binding = known.demands, known.machines, known.ledger, known.binding
     troubles, lessons, replicas = known.troubles, known.lessons, known.replicas
-    places, left_free = assign(known.hopeful, known.site, memo)
-    places |= {key: _rests(troubles.of[key], until) for key, until in troubles.resting.items()}
-    changes = drift(known.cases, known.crews, places, demands, machines, policy, troubles.recorded, memo)
-    retry_at = {key: held_until(fault, snapshot.now) for key, fault in troubles.of.items()}
-    given_up = {key: f"{fault.reason}: {fault.message}" for key, fault in troubles.of.items() if fault.failed}
-    admitted = admit(
-        changes, replicas, places, pods, ledger, binding.pending, retry_at, given_up, snapshot.reading, snapshot.now
-    )
+    places, left_free, admitted = decide(known, memo)
     planned = [place.allocation for place in places.values() if isinstance(place, Assigned)]
     reservations = binding.reservations(planned, ledger, snapshot.now)
     issues = impossible(demands, machines, replicas, places)
@@ -125,6 +124,35 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     )
     memo.turn()
     return decided
+
+
+def decide(known: Considered, memo: Memo) -> tuple[Places, Fragmentation | None, Admitted]:
+    """Where everything goes, what the plan leaves free, and what of it goes now.
+
+    Planned anew where somebody was to start in the room that an engine by an old spec keeps for good.
+    """
+    snapshot, troubles = known.snapshot, known.troubles
+    there = Circumstances(
+        pods=snapshot.pods,
+        ledger=known.ledger,
+        pending=known.binding.pending,
+        retry_at={key: held_until(fault, snapshot.now) for key, fault in troubles.of.items()},
+        given_up={key: f"{fault.reason}: {fault.message}" for key, fault in troubles.of.items() if fault.failed},
+        reading=snapshot.reading,
+        refused=frozenset((namespace, pod) for namespace, pod, _ in snapshot.refusals),
+        now=snapshot.now,
+    )
+    serving_on: frozenset[str] = frozenset()
+    while True:
+        places, left_free = assign(known.hopeful, known.site, memo, serving_on)
+        places |= {key: _rests(troubles.of[key], until) for key, until in troubles.resting.items()}
+        changes = drift(
+            known.cases, known.crews, places, known.demands, known.machines, snapshot.policy, troubles.recorded, memo
+        )
+        admitted = admit(changes, known.replicas, places, there)
+        if admitted.in_the_way <= serving_on:
+            return places, left_free, admitted
+        serving_on |= admitted.in_the_way
 
 
 def _rests(fault: Fault, until: float) -> NoPlace:
@@ -171,6 +199,9 @@ def _crew(
     out = []
     for wanted, config, taught in zip(case.wanted, configs, lessons, strict=True):
         placement = wanted.placement
+        failed = any(
+            (fault := troubles.of.get(f"{wanted.key}/{n}")) and fault.failed for n in range(wanted.model.replicas)
+        )
         surging = 0
         for index in range(wanted.model.replicas):
             found = sorted(pods_of(wanted, index, case.by_name), key=_seniority)
@@ -180,7 +211,7 @@ def _crew(
             out.append(replica)
             if placement.strategy is not RolloutStrategy.SURGE_IF_ROOM or surging >= placement.max_unavailable:
                 continue
-            if len(found) > 1 or _to_be_replaced(replica, machines, troubles, policy):
+            if len(found) > 1 or (not failed and _to_be_replaced(replica, machines, policy)):
                 surging += 1
                 out.append(replace(replica, pod=found[1] if len(found) > 1 else None, successor=True))
     return tuple(out)
@@ -190,26 +221,20 @@ def _seniority(pod: Pod) -> tuple[bool, bool, float, str]:
     return (not pod.is_alive, not pod.ready, pod.created, pod.name)
 
 
-def _to_be_replaced(replica: Replica, machines: Inventory, troubles: Faults, policy: Policy) -> bool:
-    """It serves by an older spec, and the new one has not failed yet."""
+def _to_be_replaced(replica: Replica, machines: Inventory, policy: Policy) -> bool:
+    """It serves by an older spec."""
     pod = replica.pod
     if pod is None or pod.allocation is None or not pod.ready or pod.deleting:
         return False
-    fault = troubles.of.get(replica.origin)
     machine = machines.machines.get(pod.allocation.node)
-    if machine is None or (fault is not None and fault.failed):
-        return False
-    return outdated(replica, machine, policy)
+    return machine is not None and outdated(replica, machine, policy)
 
 
 def _orphans(snapshot: Snapshot, demands: Demands) -> tuple[Pod, ...]:
-    """Engines that use memory and that no plan places: of a spec nobody can read, or cut loose by hand."""
-    return tuple(
-        pod
-        for pod in snapshot.pods
-        if (not pod.owner_uid or (demands.frozen and f"{pod.namespace}/{pod.placement}" in demands.frozen))
-        and pod.is_alive
-    )
+    """Engines that use memory and that no plan places: of a spec nobody can read, of a placement that is being deleted or is
+    gone, or cut loose by hand."""
+    planned = {row[0].placement.uid for row in demands.rows if row}
+    return tuple(pod for pod in snapshot.pods if pod.owner_uid not in planned and pod.is_alive)
 
 
 def _hopeful(crew: Crew, without: set[str]) -> Crew:

@@ -68,3 +68,5 @@ class Assigned:
     allocation: Allocation
     max_model_len: int | None = None
     """The context `share: auto` was sized for, to be rendered."""
+    stays: bool = False
+    """It is left as it runs, whatever its spec asks by now."""

@@ -91,7 +91,7 @@ def _of_case(
         place, wait = places.get(replica.key), admitted.waits.get(replica.key)
         tell = partial(replica_state, replica, place, wait, fault, refusal)
         state = memo.of("state", (replica, place, wait, fault), (refusal,), tell)
-        if replica.key in started:
+        if replica.key in started and not refusal:
             state = replace(
                 state,
                 phase="Starting",

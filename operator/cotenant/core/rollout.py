@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cotenant.core.demand import Wanted
+from cotenant.core.budget import Budget
 from cotenant.core.drift import Changes, Leave, Pace, Start
 from cotenant.core.knots import Crowded, is_crowded, kept_out_by, needed_on
 from cotenant.core.ledger import Account
@@ -26,6 +26,8 @@ class Admitted:
     waits: dict[str, NoPlace]
     """By replica key."""
     wake_at: float | None = None
+    in_the_way: frozenset[str] = frozenset()
+    """Replicas, by key, that a plan must count as they are: beside them somebody was to start who finds no room."""
 
 
 class _Turns:
@@ -68,83 +70,128 @@ class _Turns:
             self.starting[uuid] = name
 
 
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What decides beside the changes themselves whether they may go now."""
+
+    pods: tuple[Pod, ...]
+    ledger: dict[str, Account]
+    pending: Callable[[Allocation], str]
+    """Why GPUs are not ours yet; '' = they are."""
+    retry_at: dict[str, float]
+    """By replica: when a fault's back-off ends (Unix seconds)."""
+    given_up: dict[str, str]
+    """By replica: why its new spec was given up."""
+    reading: frozenset[str]
+    """URIs whose configs are being read."""
+    refused: frozenset[tuple[str, str]]
+    """(namespace, pod) that the API server refused to create."""
+    now: float
+
+    def stopped(self, leave: Leave) -> str:
+        """Why nobody of its model is replaced any more for the present spec; '' = nothing stops it."""
+        if not leave.by_spec or leave.replica is None:
+            return ""
+        mine, wanted = leave.replica.origin, leave.replica.wanted
+        if failed := self.given_up.get(mine):
+            return f"its successor failed: {failed}"
+        for index in range(wanted.model.replicas):
+            if failed := self.given_up.get(f"{wanted.key}/{index}"):
+                return f"{wanted.model.name}-{index} has to be ready first, see why it is not: {failed}"
+        return ""
+
+
 def admit(
-    changes: Changes,
-    replicas: list[Replica],
-    places: dict[str, Assigned | NoPlace],
-    pods: tuple[Pod, ...],
-    ledger: dict[str, Account],
-    pending: Callable[[Allocation], str],
-    retry_at: dict[str, float],
-    given_up: dict[str, str],
-    reading: frozenset[str],
-    now: float,
+    changes: Changes, replicas: list[Replica], places: dict[str, Assigned | NoPlace], there: Circumstances
 ) -> Admitted:
-    """Leaves first, then starts in order of priority and age. `pending` says why GPUs are not ours yet, `retry_at` when a
-    fault's back-off ends, `given_up` why the new spec of a replica was given up (both by replica)."""
-    turns = _Turns(pods)
+    """Leaves first, then starts in order of priority and age."""
+    turns = _Turns(there.pods)
     leaving = {leave.replica.wanted.key for leave in changes.leaves if leave.replica}
-    budget = _Budget([replica for replica in replicas if replica.wanted.key in leaving] if leaving else [], places)
+    budget = Budget([replica for replica in replicas if replica.wanted.key in leaving] if leaving else [], places)
     waits: dict[str, NoPlace] = {}
-    leaves, held_up = [], []
+    leaves: list[Leave] = []
+    held_up: list[Leave] = []
     for leave in sorted(changes.leaves, key=_leave_order):
-        if not _may_leave(leave, turns, given_up, waits):
-            continue
-        if leave.pace is Pace.BUDGET and not budget.take(leave):
+        if why := _why_stay(leave, turns, there):
+            _wait(leave, waits, why)
+        elif leave.pace is Pace.BUDGET and (leave.successor is not None or not budget.take(leave)):
             held_up.append(leave)
-            _wait_for_budget(leave, budget, waits)
-            continue
-        turns.leave(leave.pod)
-        leaves.append(leave)
+        else:
+            turns.leave(leave.pod)
+            leaves.append(leave)
+    starts, crowded, wake_at = _starts(changes, turns, there, waits)
+    untied = _untied(held_up, crowded, turns, budget)
+    for leave in held_up:
+        if leave not in untied:
+            _wait(leave, waits, _why_held_up(leave, budget, waits))
+    full = {uuid for rooms in crowded.values() for _, uuid in rooms if uuid not in turns.leaving}
+    return Admitted(
+        (*leaves, *untied),
+        tuple(starts),
+        waits,
+        wake_at,
+        _in_the_way(changes.leaves, waits, full) if full else frozenset(),
+    )
+
+
+def _starts(
+    changes: Changes, turns: _Turns, there: Circumstances, waits: dict[str, NoPlace]
+) -> tuple[list[Start], Crowded, float | None]:
+    """Who starts now, who finds no room before somebody leaves, and when a back-off ends."""
     starts: list[Start] = []
-    wake: list[float] = []
     crowded: dict[str, list[tuple[Start, str]]] = {}
-    names = {(pod.namespace, pod.name): pod for pod in pods} if changes.starts else {}
-    for start in sorted(changes.starts, key=_start_order):
-        until = retry_at.get(start.replica.origin, 0.0)
-        if until > now:
+    wake: list[float] = []
+    names = {(pod.namespace, pod.name): pod for pod in there.pods} if changes.starts else {}
+    # one that is refused keeps nobody else from starting
+    for start in sorted(changes.starts, key=lambda start: (_subject(start) in there.refused, _start_order(start))):
+        until = there.retry_at.get(start.replica.origin, 0.0)
+        if until > there.now:
             wake.append(until)
             waits[start.replica.key] = NoPlace("BackOff", f"starts again at {rfc3339(until)}", waiting=True)
             # its place in the queue is not given away; the GPU is
             continue
-        if start.replica.wanted.model.uri in reading:
+        if start.replica.wanted.model.uri in there.reading:
             waits[start.replica.key] = NoPlace("ReadingConfig", "its model's config is being read", waiting=True)
             continue
-        why = _name_in_use(start, names) or _why_wait(start, turns, ledger, pending)
+        why = _name_in_use(start, names) or _why_wait(start, turns, there.ledger, there.pending)
         if why is not None:
             waits[start.replica.key] = why
-            if held_up and why.reason == MEMORY_NOT_FREE:
-                full = [(start, uuid) for uuid in start.allocation.gpus if is_crowded(start, ledger[uuid])]
+            if why.reason == MEMORY_NOT_FREE:
+                full = [(start, uuid) for uuid in start.allocation.gpus if is_crowded(start, there.ledger[uuid])]
                 crowded.setdefault(start.replica.wanted.key, []).extend(full)
             continue
         turns.start(start.allocation, start.name)
         starts.append(start)
-    leaves += _untied(held_up, crowded, turns, budget, waits)
-    return Admitted(tuple(leaves), tuple(starts), waits, min(wake, default=None))
+    return starts, crowded, min(wake, default=None)
 
 
-def _untied(
-    held_up: list[Leave],
-    crowded: Crowded,
-    turns: _Turns,
-    budget: _Budget,
-    waits: dict[str, NoPlace],
-) -> list[Leave]:
+def _subject(start: Start) -> tuple[str, str]:
+    return (start.replica.wanted.placement.namespace, start.name)
+
+
+def _untied(held_up: list[Leave], crowded: Crowded, turns: _Turns, budget: Budget) -> list[Leave]:
     """Pods that hold the very room the replicas they wait for would start in: they go all the same, one for each ring."""
     untied: list[Leave] = []
     for leave in sorted(held_up, key=_untied_order) if crowded else ():
         if turns.has_any(leave.pod.allocation):
             continue
         out = kept_out_by(leave, held_up, crowded)
-        if not (out and budget.take(leave, without=out)):
-            continue
-        turns.leave(leave.pod)
-        untied.append(leave)
-        if leave.replica:
-            del waits[leave.replica.key]
-        # whoever waits for this room has only to wait for its turn now
-        crowded = {key: [(s, gpu) for s, gpu in them if gpu not in turns.leaving] for key, them in crowded.items()}
+        if out and budget.take(leave, without=sum(not replica.successor for replica in out)):
+            turns.leave(leave.pod)
+            untied.append(leave)
+            # whoever waits for this room has only to wait for its turn now
+            crowded = {key: [(s, gpu) for s, gpu in them if gpu not in turns.leaving] for key, them in crowded.items()}
     return untied
+
+
+def _in_the_way(leaves: tuple[Leave, ...], waits: dict[str, NoPlace], full: set[str]) -> frozenset[str]:
+    """Replicas that serve on by an old spec for good as it looks, on GPUs where another finds no room beside that."""
+    return frozenset(
+        leave.replica.key
+        for leave in leaves
+        if leave.replica and leave.replica.key in waits and waits[leave.replica.key].stuck
+        if leave.pod.allocation and full.intersection(leave.pod.allocation.gpus)
+    )
 
 
 def _name_in_use(start: Start, names: dict[tuple[str, str], Pod]) -> NoPlace | None:
@@ -171,72 +218,43 @@ def _start_order(start: Start) -> tuple[int, float, str, int, str, int]:
     return (-wanted.model.priority, placement.created, owner, wanted.position, wanted.key, start.replica.index)
 
 
-class _Budget:
-    """How many replicas of a model may be down for a change, given those that are down anyway.
-
-    A rollout counts all that are wanted: where one failed by the new spec, or has no place, the rest keeps serving. Who cannot
-    stay (its GPU is sick, or full) waits only for those that can come: the last that serves may have to move.
-    """
-
-    def __init__(self, replicas: list[Replica], places: dict[str, Assigned | NoPlace]) -> None:
-        self._ready: dict[str, int] = {}
-        self._coming: dict[str, int] = {}
-        self._wanted: dict[str, Wanted] = {}
-        self.lacking: dict[str, Replica] = {}
-        """By model: a replica that comes no more by itself."""
-        for replica in replicas:
-            if replica.successor:
-                continue
-            key = replica.wanted.key
-            self._wanted[key] = replica.wanted
-            serves = replica.pod is not None and replica.pod.ready and not replica.pod.deleting
-            self._ready[key] = self._ready.get(key, 0) + serves
-            comes = replica.pod is not None or isinstance(places.get(replica.key), Assigned)
-            self._coming[key] = self._coming.get(key, 0) + comes
-            if not comes:
-                self.lacking.setdefault(key, replica)
-
-    def take(self, leave: Leave, *, without: int = 0) -> bool:
-        """One more down, if the budget has it; not counting so many that cannot come before it has gone."""
-        if leave.replica is None:
-            return True
-        key = leave.replica.wanted.key
-        wanted = self._wanted[key]
-        count = (wanted.model.replicas if leave.by_spec else self._coming[key]) - without
-        allowed = min(wanted.placement.max_unavailable, count - 1) if count > 1 else 1
-        if allowed - (count - self._ready[key]) <= 0:
-            return False
-        self._ready[key] -= 1
-        return True
-
-
-def _may_leave(leave: Leave, turns: _Turns, given_up: dict[str, str], waits: dict[str, NoPlace]) -> bool:
-    """Whether nothing but its model's budget keeps this pod."""
+def _why_stay(leave: Leave, turns: _Turns, there: Circumstances) -> NoPlace | None:
+    """What beside its model's budget keeps this pod."""
     if leave.pace is Pace.AT_ONCE:
-        return True
-    failed = given_up.get(leave.replica.origin, "") if leave.by_spec and leave.replica else ""
-    if failed:
-        _wait(leave, waits, f"it serves on as it is: its successor failed: {failed}", stuck=True)
-        return False
+        return None
+    if stopped := leave.held or there.stopped(leave):
+        return NoPlace(leave.reason, f"it serves on as it is: {stopped}", waiting=True, stuck=True)
     starter = turns.starter(leave.pod.allocation, beside=leave.pod.name)
-    if starter:
-        _wait(leave, waits, f"is replaced once {starter} has started: memory given back beside a start would kill it")
-        return False
-    return True
+    if starter and leave.successor is None:
+        why = f"is replaced once {starter} has started: memory given back beside a start would kill it"
+        return NoPlace(leave.reason, why, waiting=True)
+    return None
 
 
-def _wait_for_budget(leave: Leave, budget: _Budget, waits: dict[str, NoPlace]) -> None:
+def _why_held_up(leave: Leave, budget: Budget, waits: dict[str, NoPlace]) -> NoPlace:
+    if leave.successor is not None:
+        return _until_it_serves(leave.successor, leave, waits.get(leave.successor.key))
     lacking = budget.lacking.get(leave.replica.wanted.key) if leave.by_spec and leave.replica else None
     if lacking is None:
-        _wait(leave, waits, "is replaced once enough other replicas of its model are ready")
-    else:
-        name = f"{lacking.wanted.model.name}-{lacking.index}"
-        _wait(leave, waits, f"it serves on as it is: {name} has to be ready first, see why it is not", stuck=True)
+        return NoPlace(leave.reason, "is replaced once enough other replicas of its model are ready", waiting=True)
+    name = f"{lacking.wanted.model.name}-{lacking.index}"
+    why = f"it serves on as it is: {name} has to be ready first, see why it is not"
+    return NoPlace(leave.reason, why, waiting=True, stuck=True)
 
 
-def _wait(leave: Leave, waits: dict[str, NoPlace], message: str, *, stuck: bool = False) -> None:
+def _until_it_serves(successor: Replica, leave: Leave, wait: NoPlace | None) -> NoPlace:
+    """Its own successor's, or that of another replica whose turn is before its own."""
+    mine = leave.replica is not None and leave.replica.origin == successor.origin
+    name = successor.pod.name if successor.pod else f"the successor of {successor.wanted.model.name}-{successor.index}"
+    text = f"serves as it is until {name} does" if mine else f"its turn comes once {name} serves"
+    if wait is None:
+        return NoPlace(leave.reason, text, waiting=True)
+    return NoPlace(wait.reason, f"{text}, which waits: {wait.message}", waiting=True, stuck=wait.stuck)
+
+
+def _wait(leave: Leave, waits: dict[str, NoPlace], why: NoPlace) -> None:
     if leave.replica:
-        waits[leave.replica.key] = NoPlace(leave.reason, f"{leave.message}; {message}", waiting=True, stuck=stuck)
+        waits[leave.replica.key] = replace(why, message=f"{leave.message}; {why.message}")
 
 
 def _why_wait(

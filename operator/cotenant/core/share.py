@@ -90,6 +90,14 @@ class Auto:
 Share = Percent | Bytes | Auto
 
 
+def read_utilization(flag: str) -> Utilization | None:
+    """What `--gpu-memory-utilization` was given; None where that is no fraction of a GPU."""
+    found = re.fullmatch(r"0?(?:\.([0-9]{1,4})[0-9]*)?|1(?:\.0*)?", flag) if flag else None
+    if found is None:
+        return None
+    return Utilization(SCALE if flag.startswith("1") else int((found[1] or "0").ljust(4, "0")))
+
+
 def parse_share(text: str) -> Share:
     """`70%`, `60Gi` or `auto`; ValueError says what else it could be."""
     if text == "auto":

@@ -64,7 +64,7 @@ def replica_state(
 ) -> ReplicaState:
     """One replica's phase, from its pod first and its plan second."""
     pod = replica.pod
-    if pod is not None and pod.allocation is not None:
+    if pod is not None:
         note = wait or (place if isinstance(place, NoPlace) else None)
         reason, message = (note.reason, note.message) if note else ("", "")
         if pod.ended is not None or not (pod.is_alive or pod.deleting):

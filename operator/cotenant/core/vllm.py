@@ -218,3 +218,13 @@ def environment(model: str) -> tuple[tuple[str, str], ...]:
     if "://" not in model or source(model).kind is not SourceKind.HUB:
         variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     return tuple(sorted(variables.items()))
+
+
+def utilization_of(args: tuple[str, ...]) -> str:
+    """The last `--gpu-memory-utilization` of a command line, as argparse would take it."""
+    found = ""
+    for position, argument in enumerate(args):
+        name, equals, value = argument.partition("=")
+        if name == "--gpu-memory-utilization":
+            found = value if equals else next(iter(args[position + 1 : position + 2]), "")
+    return found

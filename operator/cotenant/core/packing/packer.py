@@ -122,17 +122,16 @@ def reunite(board: Board, disturbed: dict[int, int]) -> None:
 
 
 def count_from_zero(board: Board) -> None:
-    """Replicas of a workload are alike: the places of new ones go to the lowest numbers, so that fewer of them later, the
-    highest taken away, are those that run."""
+    """Replicas of a workload are alike: the places of new ones go to those that lost theirs, then to the lowest numbers, so that
+    fewer of them later, the highest taken away, are those that run."""
     lacking: dict[int, list[int]] = {}
     for r in board.unplaced():
-        if not board.runs[r]:
-            lacking.setdefault(board.owner[r], []).append(r)
+        lacking.setdefault(board.owner[r], []).append(r)
     for w, low in lacking.items():
         numbers = range(board.first[w], board.first[w] + board.workloads[w].replicas)
         high = [r for r in numbers if board.spot[r] and not board.runs[r]]
-        for r in low:
-            if not high or high[-1] < r:
+        for r in sorted(low, key=lambda r: (not board.runs[r], r)):
+            if not high or not (board.runs[r] or r < high[-1]):
                 break
             board.place(r, board.remove(high.pop()))
 
