@@ -61,6 +61,8 @@ class Controller:
         """A fresh process: everything is listed once."""
         store = self._physics.store
         self.memo = Memo()
+        self.refusals: dict[tuple[str, str], str] = {}
+        """(namespace, pod) -> why the API server refused to create it."""
         self._unknown: set[tuple[str, str]] = set()
         """Pods whose create was sent and never answered."""
         self.cache = Cache(sources(self._policy), self._policy)
@@ -86,7 +88,8 @@ class Controller:
         uris = sorted({model.uri for placement in seen.placements for model in placement.models})
         known = tuple((uri, told) for uri in uris if (told := physics.config(uri)) is not None)
         silent = frozenset(m.name for m in physics.machines.values() if m.silent and physics.now - m.silent_since > 60)
-        return replace(seen, configs=known, silent=silent)
+        refused = tuple((*subject, why) for subject, why in sorted(self.refusals.items()))
+        return replace(seen, configs=known, silent=silent, refusals=refused)
 
     def listen(self, lag: int) -> None:
         """Take in news, each kind up to its own moment, as watches do."""
@@ -127,7 +130,7 @@ class Controller:
         for number, write in enumerate([*first, *decision.deletes, *decision.creates, *decision.applies, *rest]):
             if dies_after is not None and number >= dies_after:
                 raise DiedError
-            self._tally.writes += 1
+            self._tally.writes += not self._is_refused_again(write)
             chance = self._rng.random()
             if chance < weather.refuses:
                 continue
@@ -146,6 +149,13 @@ class Controller:
                 known &= not self.cache.put(PODS, body)
         return known
 
+    def _is_refused_again(self, write: Create | Delete | Apply | WriteStatus) -> bool:
+        """The same answer as before is no news, and act asks for it ever more rarely."""
+        if not isinstance(write, Create):
+            return False
+        meta = write.manifest["metadata"]
+        return meta["namespace"] in self._physics.full and (meta["namespace"], meta["name"]) in self.refusals
+
     # --------------------------------------------------------------------------------------------------------- writes
     def _write(self, write: Create | Delete | Apply | WriteStatus, *, answered: bool) -> None:
         match write:
@@ -160,6 +170,10 @@ class Controller:
 
     def _create(self, create: Create, answered: bool) -> None:
         store, meta = self._physics.store, create.manifest["metadata"]
+        if meta["namespace"] in self._physics.full:
+            self.refusals[meta["namespace"], meta["name"]] = "exceeded quota: small"
+            return
+        self.refusals.pop((meta["namespace"], meta["name"]), None)
         self._tally.log.append(f"{self.name} creates {meta['name']}: {create.reason}")
         try:
             body = store.create(PODS, {**create.manifest, "status": {"phase": "Pending"}}, self._physics.now)

@@ -8,13 +8,14 @@ from random import Random
 from typing import Any
 
 from cotenant import catalogue
-from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES
+from cotenant.controller.sources import PLACEMENTS, PODS
 from cotenant.core.share import GIB
 from cotenant.core.snapshot import EngineImage, Policy
+from tests.soak import meddling
 from tests.soak.controller import Controller, DiedError, Tally, Weather
 from tests.soak.laws import Broken, check_rest, check_step
 from tests.soak.physics import EVICT_AFTER, SIZES, Engine, Machine, Physics, Truth
-from tests.soak.store import ExistsError, Store
+from tests.soak.store import Store
 
 BEGIN = 1_790_000_000.0
 REST_PASSES = 900
@@ -155,6 +156,8 @@ class History:
         for machine in self.physics.machines.values():
             machine.silent = False
             machine.proof = "good"
+        if self.rng.random() < 0.5:
+            self.physics.full.clear()
         for truth in self.physics.truths.values():
             truth.flaw = truth.flaw if truth.flaw != "secret" else ""
         if self.rng.random() < 0.5:
@@ -325,51 +328,6 @@ class History:
             return f"deletes and recreates {meta['name']}"
         return f"deletes {meta['name']}"
 
-    def delete_pod(self) -> str:
-        pods = self.store.all(PODS)
-        if not pods:
-            return ""
-        pod = self.rng.choice(pods)
-        self.physics.ask_to_leave(pod)
-        return f"deletes pod {pod['metadata']['name']} by hand"
-
-    def strip_pod(self) -> str:
-        """Somebody takes off what a pod was given."""
-        named = [(uid, self.store.get(PODS, engine.key)) for uid, engine in self.physics.engines.items()]
-        pods = [pod for uid, pod in named if pod and pod["metadata"]["uid"] == uid]
-        there = [pod for pod in pods if "cotenant.dev/allocation" in pod["metadata"]["annotations"]]
-        if not there:
-            return ""
-        pod = self.rng.choice(there)
-        kept = {key: text for key, text in pod["metadata"]["annotations"].items() if not key.endswith("/allocation")}
-        self.store.put(PODS, {**pod, "metadata": {**pod["metadata"], "annotations": kept}})
-        return f"strips pod {pod['metadata']['name']} of its allocation"
-
-    def delete_service(self) -> str:
-        services = self.store.all(SERVICES)
-        if not services:
-            return ""
-        meta = self.rng.choice(services)["metadata"]
-        self.store.drop(SERVICES, (meta["namespace"], meta["name"]))
-        return f"deletes Service {meta['name']} by hand"
-
-    def copy_pod(self) -> str:
-        pods = [p for p in self.store.all(PODS) if "cotenant.dev/allocation" in p["metadata"].get("annotations", {})]
-        if not pods:
-            return ""
-        pod = self.rng.choice(pods)
-        meta = {key: pod["metadata"][key] for key in ("namespace", "labels", "annotations", "ownerReferences")}
-        copy = {
-            "metadata": {**meta, "name": pod["metadata"]["name"] + "-copy"},
-            "spec": {**pod["spec"], "nodeName": None},
-        }
-        try:
-            self.store.create(PODS, {**copy, "status": {"phase": "Pending"}}, self.physics.now)
-        except ExistsError:
-            return ""
-        self.physics.copies.add(pod["metadata"]["name"] + "-copy")
-        return f"copies pod {pod['metadata']['name']}"
-
     # ---------------------------------------------------------------------------------------------------------- mishaps
     def _engine(self) -> Engine | None:
         engines = [engine for engine in self.physics.engines.values() if engine.dies is None]
@@ -465,9 +423,10 @@ class History:
 
 
 EVENTS: list[Callable[[History], str]] = [
-    History.create_placement, History.edit_placement, History.delete_placement, History.delete_pod, History.copy_pod,
+    History.create_placement, History.edit_placement, History.delete_placement, meddling.delete_pod, meddling.copy_pod,
     History.kill_engine, History.stranger, History.lose_node, History.cordon, History.silence, History.sicken,
     History.change_nodes, History.change_weather, History.restart_controller, History.second_controller,
-    History.strip_pod, History.delete_service, History.flap, History.doubt,
+    meddling.strip_pod, meddling.delete_service, History.flap, History.doubt, meddling.relabel_pod, meddling.set_quota,
+    meddling.hold_deletion,
 ]  # fmt: skip
-WEIGHTS = [14, 10, 2, 4, 1, 12, 5, 4, 2, 2, 2, 2, 4, 3, 2, 1, 1, 2, 2]
+WEIGHTS = [14, 10, 2, 4, 1, 12, 5, 4, 2, 2, 2, 2, 4, 3, 2, 1, 1, 2, 2, 1, 1, 1]

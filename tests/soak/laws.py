@@ -7,8 +7,9 @@ from typing import Any
 
 from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES
 from cotenant.core.estimate.modelconfig import ModelConfig
-from cotenant.core.share import GIB, gib, parse_quantity
+from cotenant.core.share import GIB, Utilization, gib, parse_percent, parse_quantity
 from cotenant.core.snapshot import Policy
+from cotenant.core.vllm import utilization_of
 from tests.soak.physics import Physics
 
 Body = dict[str, Any]
@@ -57,10 +58,8 @@ def check_step(physics: Physics) -> None:
 
 
 def _replica_of(pod: Body) -> tuple[str, ...]:
-    """(uid of its placement, model, index)."""
-    meta, labels = pod["metadata"], pod["metadata"]["labels"]
-    owner = str(meta["ownerReferences"][0]["uid"])
-    return (owner, labels["cotenant.dev/model"], labels["cotenant.dev/replica"])
+    """(uid of its placement, its name without a successor's mark): its labels may have been changed by hand."""
+    return (str(pod["metadata"]["ownerReferences"][0]["uid"]), pod["metadata"]["name"].removesuffix("-b"))
 
 
 def _check_twins(physics: Physics, alike: dict[tuple[str, ...], list[str]]) -> None:
@@ -87,6 +86,9 @@ def check_rest(physics: Physics, policy: Policy) -> None:
     """Placements whose spec cannot be read: nothing of theirs is touched."""
     for placement in physics.store.all(PLACEMENTS):
         meta, status = placement["metadata"], placement.get("status") or {}
+        if "deletionTimestamp" in meta:
+            frozen.add((meta["namespace"], f"{meta['name']}-"))
+            continue
         if status.get("observedGeneration") != meta["generation"]:
             raise Broken(f"{meta['name']}: status is of generation {status.get('observedGeneration')}")
         said = {model["name"]: model for model in status.get("models", ())}
@@ -104,8 +106,7 @@ def check_rest(physics: Physics, policy: Policy) -> None:
                 _check_replica(physics, meta, model["name"], replica)
     for pod, given in _engines(physics):
         name, where = pod["metadata"]["name"], physics.machines.get(given["node"])
-        labels = pod["metadata"]["labels"]
-        base = (pod["metadata"]["namespace"], f"{labels['cotenant.dev/placement']}-{labels['cotenant.dev/model']}")
+        base = (pod["metadata"]["namespace"], name.removesuffix("-b").rpartition("-")[0])
         if base not in wanted and not _of(frozen, *base) and where is not None and where.up:
             raise Broken(f"pod {name} is left over")
     services = {(s["metadata"]["namespace"], s["metadata"]["name"]) for s in physics.store.all(SERVICES)}
@@ -118,20 +119,54 @@ def check_rest(physics: Physics, policy: Policy) -> None:
     _check_work_is_done(physics, policy)
     _check_rest_is_said(physics)
     _check_memory_waits_for_others(physics)
+    _check_ready_is_true(physics)
 
 
 OUTWARD = ("MemoryNotFree", "GPUNotHeld", "CreateRefused", "NameInUse", "InjectionUnverified")
 """What a replica may wait for although nothing happens any more: it is for others to bring it about."""
 
 
+def _living(physics: Physics) -> list[Body]:
+    """Placements that nobody deletes: of the others nothing is said any more."""
+    return [p for p in physics.store.all(PLACEMENTS) if "deletionTimestamp" not in p["metadata"]]
+
+
 def _check_rest_is_said(physics: Physics) -> None:
     """Where nothing happens any more nothing is said to be under way."""
-    for placement in physics.store.all(PLACEMENTS):
+    for placement in _living(physics):
         for condition in (placement.get("status") or {}).get("conditions", ()):
             if condition["type"] == "Reconciling" and condition["reason"] not in OUTWARD:
                 raise Broken(
                     f"{placement['metadata']['name']} is at rest, and said to be Reconciling: {condition['message']}"
                 )
+
+
+def _check_ready_is_true(physics: Physics) -> None:
+    """Where all is said to be ready, every engine runs by the present spec, and its Service finds it."""
+    for placement in _living(physics):
+        meta, status = placement["metadata"], placement.get("status") or {}
+        if not any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ())):
+            continue
+        for model in placement["spec"]["models"]:
+            said = next((entry for entry in status["models"] if entry["name"] == model["name"]), None)
+            for replica in said["replicas"] if said else ():
+                pod = physics.store.get(PODS, (meta["namespace"], replica["pod"]))
+                if pod is None:
+                    raise Broken(f"{replica['pod']} is said to be Ready and is not there")
+                if pod["metadata"]["labels"].get("cotenant.dev/model") != model["name"]:
+                    raise Broken(f"{replica['pod']} is said to be Ready and its Service does not find it")
+                if "faults" in said or "perNode" in model or not model["share"].endswith("%"):
+                    continue  # remedies and the node have a say
+                _check_runs_as_asked(pod, model)
+
+
+def _check_runs_as_asked(pod: Body, model: Body) -> None:
+    name, args = pod["metadata"]["name"], pod["spec"]["containers"][0]["args"]
+    asked = str(Utilization(parse_percent(model["share"])))
+    if utilization_of(tuple(args)) != asked:
+        raise Broken(f"{name} is said to be Ready with {utilization_of(tuple(args))}, asked is {asked}")
+    if f"--max-model-len={model['engine']['maxModelLen']}" not in args:
+        raise Broken(f"{name} is said to be Ready with another context than {model['engine']['maxModelLen']}")
 
 
 def _check_memory_waits_for_others(physics: Physics) -> None:
@@ -141,7 +176,7 @@ def _check_memory_waits_for_others(physics: Physics) -> None:
         engine = physics.engines.get(pod["metadata"]["uid"])
         if engine is not None and engine.used > given["bytes"] + given.get("overrun", 0):
             beyond.update(given["gpus"])
-    for placement in physics.store.all(PLACEMENTS):
+    for placement in _living(physics):
         for model in (placement.get("status") or {}).get("models", ()):
             for replica in model["replicas"]:
                 there = [gpu for uuid in replica.get("gpus", ()) if (gpu := physics.gpus.get(uuid))]
@@ -179,7 +214,11 @@ def _check_work_is_done(physics: Physics, policy: Policy) -> None:
     ]
     for placement in physics.store.all(PLACEMENTS):
         stands = (placement.get("status") or {}).get("conditions", ())
-        if placement["spec"].get("nodes") or any(condition["reason"] == "InvalidSpec" for condition in stands):
+        if (
+            "deletionTimestamp" in placement["metadata"]
+            or placement["spec"].get("nodes")
+            or any(condition["reason"] == "InvalidSpec" for condition in stands)
+        ):
             continue
         for model in placement["spec"]["models"]:
             if model["tensorParallelSize"] != 1 or model["spread"] != "None" or not model["share"].endswith("%"):

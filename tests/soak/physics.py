@@ -94,6 +94,8 @@ class Physics:
         self.truths: dict[tuple[str, str], Truth] = {}
         """By (placement, model)."""
         self.copies: set[str] = set()
+        self.full: set[str] = set()
+        """Namespaces in which the API server refuses to create pods."""
         """Names of pods a person made by hand: what they do is not ours to answer for."""
         self.configs: tuple[ModelConfig | str, ...] = ()
         """What models' configs say, or why they cannot be read; empty: no config is known."""
