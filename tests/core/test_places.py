@@ -56,3 +56,18 @@ def test_who_is_between_two_pods_takes_nobodys_place() -> None:
 
     assert [placed.workload for placed in plan.placements] == ["serves"]
     assert [unplaced.workload for unplaced in plan.unplaced] == ["grown"]
+
+
+def test_one_that_the_api_server_refuses_keeps_no_place_from_others() -> None:
+    refused = (("default", "p-m-0", "exceeded quota: small"),)
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "60%")))
+    for _ in range(3):
+        cluster.step(refused)
+
+    cluster.apply(placement("q", model("n", "70%"), created=9.0))
+    for _ in range(3):
+        cluster.step(refused)
+        cluster.ready()
+
+    assert cluster.phases("q") == ["Ready"]
+    assert cluster.phases("p") == ["Unplaced"]

@@ -199,9 +199,21 @@ def _check_replica(physics: Physics, meta: Body, model: str, replica: Body) -> N
             raise Broken(f"{name} is said to be Ready and does not serve")
 
 
+def _awaited(physics: Physics) -> set[str]:
+    """GPUs of those whose pods the API server refuses."""
+    return {
+        uuid
+        for placement in physics.store.all(PLACEMENTS)
+        for model in (placement.get("status") or {}).get("models", ())
+        for replica in model["replicas"]
+        if replica.get("reason") == "CreateRefused"
+        for uuid in replica.get("gpus", ())
+    }
+
+
 def _check_work_is_done(physics: Physics, policy: Policy) -> None:
     """No replica of one GPU is left unplaced for memory where a clean GPU of an open node would take it."""
-    used = {uuid for _, given in _engines(physics) for uuid in given["gpus"]}
+    used = {uuid for _, given in _engines(physics) for uuid in given["gpus"]} | _awaited(physics)
     clean = [
         gpu
         for gpu in physics.gpus.values()

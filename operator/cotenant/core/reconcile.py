@@ -174,12 +174,15 @@ def _crews(
 ) -> tuple[Crew, ...]:
     """Every replica that is wanted with its pod, and the successors of those that are to be replaced without a gap."""
     configs = {uri: found for uri, found in snapshot.configs if isinstance(found, ModelConfig)}
+    refused = frozenset((namespace, pod) for namespace, pod, _ in snapshot.refusals)
     out = []
     for case in cases:
+        placement = case.wanted[0].placement
         taught = tuple(lessons.get(wanted.key, ()) for wanted in case.wanted)
         known = tuple(configs.get(wanted.model.uri) for wanted in case.wanted)
-        make = partial(_crew, case, known, taught, machines, troubles, snapshot.policy, memo)
-        if case.calm and case.wanted[0].placement.strategy is not RolloutStrategy.SURGE_IF_ROOM:
+        make = partial(_crew, case, known, taught, machines, troubles, refused, snapshot.policy, memo)
+        plain = not any(namespace == placement.namespace for namespace, _ in refused)
+        if case.calm and plain and placement.strategy is not RolloutStrategy.SURGE_IF_ROOM:
             out.append(memo.of("crew", (case, *known, *taught), (), make))
         else:
             crew = make()
@@ -193,6 +196,7 @@ def _crew(
     lessons: Sequence[tuple[Learned, ...]],
     machines: Inventory,
     troubles: Faults,
+    refused: frozenset[tuple[str, str]],
     policy: Policy,
     memo: Memo,
 ) -> Crew:
@@ -208,6 +212,8 @@ def _crew(
             pod = found[0] if found else None
             make = partial(Replica, wanted, index, pod, config=config, learned=taught)
             replica = troubles.applied(memo.of("replica", (wanted, pod, config, *taught), (index,), make))
+            if pod is None and any((placement.namespace, name) in refused for name in wanted.names[index]):
+                replica = replace(replica, refused=True)
             out.append(replica)
             if placement.strategy is not RolloutStrategy.SURGE_IF_ROOM or surging >= placement.max_unavailable:
                 continue

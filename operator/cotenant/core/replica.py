@@ -27,6 +27,8 @@ class Replica:
     """Its remedy is that tenants of lower priority make room for it."""
     successor: bool = False
     """It is to take over from the pod that serves now, which leaves once this one is ready (SurgeIfRoom)."""
+    refused: bool = False
+    """The API server refuses to create its pod (a quota, Pod Security): it gets the place that nobody else wants."""
     config: ModelConfig | None = None
     """Of its model, where it could be read."""
     learned: tuple[Learned, ...] = ()

@@ -14,14 +14,14 @@ from cotenant.core.replica import Crew, NoPlace, Replica
 from cotenant.core.snapshot import Labels, Pod, Policy, ReplicaMemory, matches
 
 LAST = -(10**9)
-"""Priority of a successor, which takes nobody's place: what it replaces still serves."""
+"""Priority of those that take nobody's place: a successor, since what it replaces still serves, and one that is refused."""
 
 
 def grouped(replicas: Crew) -> dict[str, list[Replica]]:
     """Replicas that ask for the same, by workload key; one whose remedies changed its ask stands alone."""
     groups: dict[str, list[Replica]] = {}
     for replica in replicas:
-        alone = replica.share is not None or replica.avoid or replica.successor
+        alone = replica.share is not None or replica.avoid or replica.successor or replica.refused
         groups.setdefault(replica.key if alone else replica.wanted.key, []).append(replica)
     return groups
 
@@ -170,7 +170,7 @@ def workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy) -> 
         gpus=model.tensor_parallel,
         demands=tuple(demands),
         spread=model.spread,
-        priority=LAST if first.successor else model.priority,
+        priority=LAST if first.successor or first.refused else model.priority,
         headroom=policy.headroom if headroom is None else headroom,
         cpu=model.cpu if model.cpu is not None else policy.default_cpu,
         memory=model.memory if model.memory is not None else policy.default_memory,
@@ -191,7 +191,7 @@ def running(key: str, members: list[Replica]) -> list[Running]:
     given = _given(members) if any(member.pod is None for member in members) else {}
     for position, member in enumerate(members):
         if member.pod is None:
-            place = None if member.successor else given.get(member.index)
+            place = None if member.successor or member.refused else given.get(member.index)
             if place is not None and not set(member.avoid) & set(place.gpus):
                 found.append(Running(key, position, place.node, place.gpus, between=True))
             continue
