@@ -7,6 +7,7 @@ from datetime import datetime
 from sys import intern
 from typing import Any
 
+from cotenant.core import names
 from cotenant.core.names import (
     ALLOCATION_ANNOTATION,
     ENGINE_CONTAINER,
@@ -15,7 +16,6 @@ from cotenant.core.names import (
     NODE_LABEL,
     PLACEMENT_LABEL,
     REPLICA_LABEL,
-    ROLE_LABEL,
 )
 from cotenant.core.share import parse_cpu, parse_quantity
 from cotenant.core.snapshot import Allocation, Ended, Holder, Labels, Node, Pod, ServiceRecord
@@ -41,7 +41,13 @@ def unix(text: str | None) -> float:
 
 def role(body: Body) -> str:
     """What a pod of ours is there for: `engine`, `holder`, `preflight`."""
-    return str(_labels(body).get(ROLE_LABEL) or ("engine" if MODEL_LABEL in _labels(body) else ""))
+    return names.role(_labels(body))
+
+
+def owner_uid(body: Body) -> str:
+    """Of the object that controls this one; '' where none does."""
+    owners = body["metadata"].get("ownerReferences") or ()
+    return next((str(o.get("uid", "")) for o in owners if o.get("controller")), "")
 
 
 def _labels(body: Body) -> Body:
