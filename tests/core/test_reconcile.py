@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+from cotenant.controller import records
 from cotenant.core.injection import Style
 from cotenant.core.memo import Memo
 from cotenant.core.preflight import Failed, Ground, Passed, Preflight
 from cotenant.core.reconcile import reconcile
 from cotenant.core.share import GIB
-from cotenant.core.snapshot import Node, OnOutOfMemory, Remedy, RolloutStrategy, Snapshot, Stranger
+from cotenant.core.snapshot import (
+    Node,
+    OnOutOfMemory,
+    Remedy,
+    RolloutStrategy,
+    ServicePort,
+    ServiceRecord,
+    Snapshot,
+    Stranger,
+)
 from tests.core.builders import POLICY, Cluster, model, node, placement
 
 
@@ -283,3 +294,62 @@ def test_a_gpu_promised_twice_is_put_right() -> None:
     assert (leaving.name, leaving.reason) == ("b-m-0", "Displaced")
     assert "GPU 0 of n1 has 96Gi promised and holds 80Gi; no other place: needs 48Gi" in leaving.message
     assert [pod.name for pod in both.settle().pods.values()] == ["a-m-0"]
+
+
+def test_a_service_whose_name_is_taken_is_told_while_the_engine_serves() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("chat", model("llama"))).settle()
+    taken = (("default", "chat-llama", "there is a Service default/chat-llama that is not Cotenant's"),)
+
+    decision = reconcile(replace(cluster.snapshot(), refused_services=taken))
+
+    (written,) = decision.statuses
+    conditions = {c["type"]: c for c in written.status["conditions"]}
+    assert {kind: conditions[kind]["status"] for kind in ("Ready", "Stalled", "ServiceRefused")} == {
+        "Ready": "False",
+        "Stalled": "True",
+        "ServiceRefused": "True",
+    }
+    assert "Reconciling" not in conditions
+    assert "llama: there is a Service" in conditions["ServiceRefused"]["message"]
+    (told,) = written.status["models"]
+    assert (told["ready"], "url" in told) == (1, False), "somebody else answers there"
+    assert [event.reason for event in decision.events] == ["ServiceRefused"]
+    assert not decision.deletes
+    cluster._write("chat", written.status)
+    assert not reconcile(replace(cluster.snapshot(), refused_services=taken)).events
+    cluster.step()
+    assert cluster.condition("chat", "Ready")["status"] == "True"
+    assert not cluster.condition("chat", "ServiceRefused")
+
+
+def made(cluster: Cluster) -> tuple[ServiceRecord, ...]:
+    """The Services of a cluster as they are wanted, in being."""
+    manifests = [apply.manifest for apply in cluster.step().applies]
+    return tuple(records.service({**m, "metadata": m["metadata"] | {"uid": "s1"}}) for m in manifests)
+
+
+def test_a_service_is_written_again_when_somebody_changed_what_it_says() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("chat", model("llama")))
+    (there,) = made(cluster)
+
+    def applied(**fields: Any) -> bool:
+        return bool(reconcile(replace(cluster.snapshot(), services=(replace(there, **fields),))).applies)
+
+    assert not applied()
+    assert not applied(ports=(ServicePort("metrics", 9090, "9090"), *there.ports)), "others may add to it"
+    assert applied(selector=(("app", "web"),))
+    assert applied(ports=(ServicePort("http", 80, "9000"),))
+    assert applied(model="canary")
+    assert applied(hash="v0-1")
+
+
+def test_only_services_of_ours_are_deleted_with_their_model_and_only_that_very_one() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("chat", model("llama"), model("qwen", "20%")))
+    llama, qwen = made(cluster)
+    cluster.apply(placement("chat", model("qwen", "20%")))
+    theirs = replace(llama, name="canary", uid="s2", owner_uid="")
+
+    decision = reconcile(replace(cluster.snapshot(), services=(theirs, llama, qwen)))
+
+    services = [(delete.name, delete.uid) for delete in decision.deletes if delete.kind == "Service"]
+    assert services == [("chat-llama", "s1")]

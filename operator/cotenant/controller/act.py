@@ -16,11 +16,13 @@ from cotenant.controller.changes import Change, is_gone, subject
 from cotenant.controller.events import Events
 from cotenant.controller.evidence import before_cleanup, start_logs
 from cotenant.controller.outbox import Letter, Outbox
+from cotenant.controller.records import owner_uid
 from cotenant.controller.refusals import Refusals
+from cotenant.controller.services import make, put_right
 from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES
 from cotenant.core.decision import Apply, Create, Decision, Delete, Emit, WriteStatus
 from cotenant.core.names import API_VERSION, MANAGED_BY, MANAGED_BY_LABEL, STATUS_MANAGER
-from cotenant.core.snapshot import Pod, Snapshot
+from cotenant.core.snapshot import Placement, Pod, ServiceRecord, Snapshot
 from cotenant.errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
 from cotenant.kube import Kube
 
@@ -87,9 +89,7 @@ class Act:
         self.outbox.replace(self._letters(decision, {(s.namespace, s.name) for s in first}, seen))
         asked: tuple[Change, ...] = (*decision.creates, *decision.deletes, *decision.applies, *decision.statuses)
         outcome.retry_in = self._refusals.settle(subject(what) for what in asked)
-        told = {(str(s[1]), str(s[2])): why for s, why in self._refusals.messages().items() if s[0] == "Create"}
-        if told != self._cache.refusals:
-            self._cache.refusals = told
+        if self._cache.keep_refusals(self._refusals.messages()):
             self._ring(0.0)  # the next pass puts it into the status
         return outcome
 
@@ -246,9 +246,14 @@ class Act:
         return send
 
     async def _apply(self, apply: Apply) -> None:
-        body = await self._kube.apply(apply.manifest)
-        _count("apply", apply.manifest["kind"], "ok")
-        if apply.manifest["kind"] == "Service" and self._cache.put(SERVICES, body):
+        """One Service, made where it is missing and put right where it is ours. Somebody else's of that name is left alone."""
+        wanted = apply.manifest
+        key = (wanted["metadata"]["namespace"], wanted["metadata"]["name"])
+        known = self._cache.record(SERVICES, key)
+        ours = isinstance(known, ServiceRecord) and known.owner_uid == owner_uid(wanted)
+        body = await (put_right if ours else make)(self._kube, wanted)
+        _count("apply", "Service", "ok")
+        if self._cache.put(SERVICES, body):
             self._ring(0.0)
 
     async def _write_status(self, status: WriteStatus) -> bool:

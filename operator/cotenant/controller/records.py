@@ -18,7 +18,7 @@ from cotenant.core.names import (
     REPLICA_LABEL,
 )
 from cotenant.core.share import parse_cpu, parse_quantity
-from cotenant.core.snapshot import Allocation, Ended, Holder, Labels, Node, Pod, ServiceRecord
+from cotenant.core.snapshot import Allocation, Ended, Holder, Labels, Node, Pod, ServicePort, ServiceRecord
 
 Body = dict[str, Any]
 
@@ -107,7 +107,7 @@ def pod(body: Body) -> Pod:
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         placement=labels.get(PLACEMENT_LABEL, ""),
-        owner_uid=next((o.get("uid", "") for o in metadata.get("ownerReferences") or () if o.get("controller")), ""),
+        owner_uid=owner_uid(body),
         model=labels.get(MODEL_LABEL, ""),
         replica=_int(labels.get(REPLICA_LABEL)),
         created=unix(metadata.get("creationTimestamp")),
@@ -257,13 +257,23 @@ def _wanted_node(spec: Body) -> str:
 
 
 def service(body: Body) -> ServiceRecord:
-    """A Service of ours."""
-    metadata = body["metadata"]
-    labels = metadata.get("labels") or {}
+    """A Service that carries our label."""
+    metadata, spec, labels = body["metadata"], body.get("spec") or {}, _labels(body)
     return ServiceRecord(
         metadata["namespace"],
         metadata["name"],
         _annotations(body).get(HASH_ANNOTATION, ""),
         labels.get(PLACEMENT_LABEL, ""),
         labels.get(MODEL_LABEL, ""),
+        metadata.get("uid", ""),
+        owner_uid(body),
+        _pairs(spec.get("selector") or {}),
+        tuple(_port(port) for port in spec.get("ports") or ()),
+    )
+
+
+def _port(port: Body) -> ServicePort:
+    number = _int(port.get("port"))
+    return ServicePort(
+        port.get("name") or "", number, str(port.get("targetPort", number)), port.get("protocol") or "TCP"
     )
