@@ -346,18 +346,58 @@ async def test_equal_events_are_counted_and_not_repeated(world: World) -> None:
 
 
 async def test_what_waits_to_be_sent_is_taken_back_by_the_next_pass(world: World) -> None:
-    wish = {**placement(), "metadata": {"name": "sparrow", "namespace": world.namespace}}
-    world.cache.put(PLACEMENTS, await world.kube.create(wish))
+    for name in ("first", "sparrow"):
+        wish = {**placement(), "metadata": {"name": name, "namespace": world.namespace}}
+        world.cache.put(PLACEMENTS, await world.kube.create(wish))
+    asked: list[str] = []
+    world.kube.on_request = lambda verb, _kind, _status, _seconds: asked.append(verb)
     world.act.outbox.urgent(True)  # one at a time remains
-    statuses = [WriteStatus(world.namespace, "sparrow", {"summary": f"{n}/9"}) for n in range(3)]
+    seen = world.cache.snapshot(0)
 
-    for status in statuses:
-        await world.act.carry_out(Decision(statuses=(status,)), world.cache.snapshot(0))
+    for n in range(3):
+        statuses = [WriteStatus(world.namespace, name, {"summary": f"{n}/9"}) for name in ("first", "sparrow")]
+        await world.act.carry_out(Decision(statuses=tuple(statuses[n > 0 :])), seen)
     world.act.outbox.urgent(False)
     await world.act.outbox.drained()
 
     live = await world.kube.get("cotenant.dev/v1alpha1", "ModelPlacement", "sparrow", world.namespace)
     assert live["status"]["summary"] == "2/9"
+    assert asked == ["PATCH", "PATCH", "GET"], "the first one's, and of the other only the last"
+
+
+async def test_a_status_is_never_written_onto_one_that_is_newer_than_its_decision(world: World) -> None:
+    wish = {**placement(), "metadata": {"name": "sparrow", "namespace": world.namespace}}
+    body = await world.kube.create(wish)
+    world.cache.put(PLACEMENTS, body)
+    seen = world.cache.snapshot(0)
+    identity = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": wish["metadata"]}
+    other = await world.kube.apply_status({**identity, "status": {"summary": "another's"}}, STATUS_MANAGER)
+    world.cache.put(PLACEMENTS, other)  # its news comes while the decision is being made
+
+    stale = Decision(statuses=(WriteStatus(world.namespace, "sparrow", {"summary": "stale"}),))
+    await world.act.carry_out(stale, seen)
+    await world.act.outbox.drained()
+
+    now = await world.kube.get(body["apiVersion"], body["kind"], "sparrow", world.namespace)
+    assert now["status"]["summary"] == "another's"
+    assert world.rings, "it is decided anew"
+
+
+async def test_what_changes_nothing_that_counts_outdates_no_status(world: World) -> None:
+    wish = {**placement(), "metadata": {"name": "sparrow", "namespace": world.namespace}}
+    body = await world.kube.create(wish)
+    world.cache.put(PLACEMENTS, body)
+    seen = world.cache.snapshot(0)
+    noted = {"metadata": {"annotations": {"example.org/note": "x"}}}
+    world.cache.put(
+        PLACEMENTS, await world.kube.merge(body["apiVersion"], body["kind"], "sparrow", noted, world.namespace)
+    )
+
+    await world.act.carry_out(Decision(statuses=(WriteStatus(world.namespace, "sparrow", {"summary": "0/1"}),)), seen)
+    await world.act.outbox.drained()
+
+    now = await world.kube.get(body["apiVersion"], body["kind"], "sparrow", world.namespace)
+    assert now["status"]["summary"] == "0/1"
 
 
 async def test_a_right_that_is_missing_is_not_asked_for_at_every_pass(world: World, with_crds: ControlPlane) -> None:
