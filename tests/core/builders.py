@@ -61,6 +61,10 @@ class Cluster:
     """What was created and deleted, in order."""
     lingering: int = 0
     """Bytes on every GPU that a pod of ours which is gone has not given back yet."""
+    hidden: int = 0
+    """Bytes on every GPU that no process accounts for."""
+    excess: dict[str, int] = field(default_factory=dict)
+    """Pod -> bytes it uses beyond its share and what every engine takes."""
 
     def apply(self, *placements: Placement) -> Cluster:
         for wish in placements:
@@ -85,13 +89,13 @@ class Cluster:
         devices = []
         for device in report.devices:
             tenants = tuple(
-                TenantReading(pod.namespace, pod.name, pod.allocation.bytes + GIB)
+                TenantReading(pod.namespace, pod.name, pod.allocation.bytes + GIB + self.excess.get(pod.name, 0))
                 for pod in self.pods.values()
                 if pod.ended is None and pod.allocation and device.uuid in pod.allocation.gpus
             )
             if self.lingering:
                 tenants += (TenantReading("default", "gone", self.lingering),)
-            used = sum(t.used for t in tenants) + sum(s.used for s in device.strangers)
+            used = sum(t.used for t in tenants) + sum(s.used for s in device.strangers) + self.hidden
             devices.append(replace(device, tenants=tenants, used=used))
         return replace(report, devices=tuple(devices))
 
@@ -139,6 +143,11 @@ class Cluster:
     def phases(self, name: str) -> list[str]:
         raw = json.loads(self.placements[name].status.raw)
         return [replica["phase"] for entry in raw["models"] for replica in entry["replicas"]]
+
+    def replica(self, name: str) -> dict[str, Any]:
+        """What the status says of the first replica of the first model."""
+        found: dict[str, Any] = json.loads(self.placements[name].status.raw)["models"][0]["replicas"][0]
+        return found
 
     def condition(self, name: str, kind: str) -> dict[str, str]:
         raw = json.loads(self.placements[name].status.raw)

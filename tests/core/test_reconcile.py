@@ -353,3 +353,30 @@ def test_only_services_of_ours_are_deleted_with_their_model_and_only_that_very_o
 
     services = [(delete.name, delete.uid) for delete in decision.deletes if delete.kind == "Service"]
     assert services == [("chat-llama", "s1")]
+
+
+def test_memory_that_no_process_accounts_for_yet_costs_nobody_its_place() -> None:
+    cluster = Cluster([node("n1", memory=100 * GIB)]).apply(
+        placement("other", model("y", "1%")),
+        placement("p", model("m", "45%"), created=5.0),
+        placement("q", model("m", "45%"), created=6.0),
+    )
+    cluster.settle()
+    cluster.apply(placement("other", model("y", "1%"), model("m", "45%")))
+    for _ in range(4):
+        cluster.step()
+        cluster.now += 20
+    cluster.die("p-m-0")
+
+    cluster.hidden = 46 * GIB  # its process is off the list, its memory not yet back
+    for _ in range(3):
+        cluster.step()
+        cluster.now += 1
+        assert cluster.phases("p") == ["Waiting"]
+    cluster.hidden = 0
+    for _ in range(6):
+        cluster.step()
+        cluster.ready()
+        cluster.now += 5
+
+    assert cluster.phases("p") == ["Ready"]
