@@ -229,9 +229,9 @@ def test_evidence_is_read_from_the_snapshot() -> None:
     (state,) = evidence_of(snapshot, dead).gpus
 
     assert state.strangers == ((4711, "python of pod other/notebook", 20 * GIB),)
-    assert state.neighbours == (("ns/p-g-0", 9 * GIB),)
-    assert state.leaving == (("ns/gone", 5 * GIB),)
-    assert state.starting == ("ns/p-g-0",)
+    assert state.neighbours == (("p-g-0", 9 * GIB),)
+    assert state.leaving == (("gone", 5 * GIB),)
+    assert state.starting == ("p-g-0",)
     assert (state.share, state.promised) == (28 * GIB, 56 * GIB)
 
 
@@ -340,3 +340,18 @@ def test_the_documented_table_is_the_codes_own() -> None:
 
     assert page.split(BEGIN)[1].split(END)[0] == f"\n{fault_table()}"
     assert all(f"`{kind}`" in page for kind in Kind if kind is not Kind.STOPPED)
+
+
+def test_who_is_to_blame_is_named_in_its_own_namespace_only() -> None:
+    allocation = Allocation("n0", ("GPU-0",), 28 * GIB, "0.20")
+    dead = Pod("ns", "p-m-0", "u0", "p", "o", "m", 0, 100.0, allocation, ended=Ended(1, "Error", "", 150.0, ""))
+    greedy = Pod("other", "secret-0", "u1", "p", "o", "g", 0, 10.0, allocation, ready=True, ready_since=120.0)
+    readings = (TenantReading("other", "secret-0", 40 * GIB), TenantReading("other", "secret-1", 5 * GIB))
+    stranger = Stranger(4711, "python", 20 * GIB, "other/notebook")
+    device = Device("GPU-0", "n0", 0, "NVIDIA H200", T, used=65 * GIB, tenants=readings, strangers=(stranger,))
+
+    (state,) = evidence_of(Snapshot(200.0, gpu_nodes=(GPUNode("n0", (device,)),), pods=(dead, greedy)), dead).gpus
+
+    named = {state.neighbours[0][0], state.leaving[0][0], *state.starting}
+    assert named == {"a replica of another namespace"}
+    assert state.strangers[0][1] == "python of pod other/notebook", "who is not ours is named, wherever it is"

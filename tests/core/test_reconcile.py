@@ -380,3 +380,46 @@ def test_memory_that_no_process_accounts_for_yet_costs_nobody_its_place() -> Non
         cluster.now += 5
 
     assert cluster.phases("p") == ["Ready"]
+
+
+def test_what_a_start_waits_for_in_another_namespace_is_not_named() -> None:
+    cluster = Cluster([node("n1")]).apply(
+        placement("secret", model("m", "20%"), namespace="other"),
+        placement("p", model("m", "20%"), created=2.0),
+        placement("q", model("m", "20%"), created=3.0, namespace="other"),
+    )
+
+    cluster.step()
+
+    assert "a replica of another namespace is starting" in cluster.replica("p")["message"]
+    assert "secret-m-0 is starting" in cluster.replica("q")["message"]
+
+
+def test_who_uses_more_than_its_share_is_named_in_its_own_namespace_only() -> None:
+    cluster = Cluster([node("n1")]).apply(
+        placement("secret", model("m", "30%"), namespace="other"), placement("p", model("m", "30%"), created=2.0)
+    )
+    cluster.settle()
+    cluster.excess = {"secret-m-0": 20 * GIB}
+
+    cluster.step()
+
+    assert "secret-m-0 uses" in cluster.condition("secret", "MemoryPressure")["message"]
+    told = cluster.condition("p", "MemoryPressure")["message"]
+    assert "a replica of another namespace uses" in told
+    assert "secret" not in told
+
+
+def test_who_keeps_the_memory_a_start_needs_is_named_in_its_own_namespace_only() -> None:
+    cluster = Cluster([node("n1")]).apply(
+        placement("secret", model("m", "40%"), namespace="other"), placement("p", model("m", "40%"), created=2.0)
+    )
+    cluster.step()
+    cluster.ready()
+    cluster.excess = {"secret-m-0": 8 * GIB}
+    cluster.lingering = 7 * GIB
+
+    cluster.step()
+
+    message = cluster.replica("p")["message"]
+    assert "not given back yet by gone 7Gi; over their share: a replica of another namespace by" in message

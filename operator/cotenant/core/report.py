@@ -14,6 +14,7 @@ from cotenant.core.faults import Faults
 from cotenant.core.ledger import Account
 from cotenant.core.lessons import Lessons
 from cotenant.core.memo import Memo
+from cotenant.core.names import named_for
 from cotenant.core.planning import Places
 from cotenant.core.replica import Assigned, Crew, NoPlace
 from cotenant.core.rollout import Admitted
@@ -170,11 +171,13 @@ def statuses(
     for placement in snapshot.placements:
         if placement.deleting:
             continue
-        owner = f"{placement.namespace}/{placement.name}"
+        owner, reader = f"{placement.namespace}/{placement.name}", placement.namespace
         mine, told = models.get(owner, _NOTHING), issues.get(owner, ())
         gpus = memo.of("gpus", (mine,), (), partial(_gpus, mine))
         there = [ledger.get(uuid) for uuid in gpus]
-        notices = memo.of("notices", (gpus, snapshot.policy, *there), (), partial(_notices, gpus, ledger, binding))
+        notices = memo.of(
+            "notices", (gpus, snapshot.policy, *there), (reader,), partial(_notices, reader, gpus, ledger, binding)
+        )
         if memo.has("status says so", (placement, mine, notices), (told,)):
             continue
         said = (
@@ -224,8 +227,8 @@ def _gpus(models: list[ModelState]) -> tuple[str, ...]:
     )
 
 
-def _notices(uuids: tuple[str, ...], ledger: dict[str, Account], binding: Binding) -> list[Notice]:
-    """Trouble on the GPUs of a placement that is not its own doing."""
+def _notices(reader: str, uuids: tuple[str, ...], ledger: dict[str, Account], binding: Binding) -> list[Notice]:
+    """Trouble on the GPUs of a placement that is not its own doing, for who reads in its namespace."""
     over: list[str] = []
     conflicts: list[str] = []
     for uuid in uuids:
@@ -234,10 +237,10 @@ def _notices(uuids: tuple[str, ...], ledger: dict[str, Account], binding: Bindin
             continue
         device = account.device
         where = f"GPU {device.index} of {device.node}"
-        from_share = [
-            f"{t.pod.name} uses {gib(excess)} more than share + overrun on {where}" for t, excess in account.over()
-        ]
-        over.extend(from_share)
+        over.extend(
+            f"{named_for(reader, t.pod.namespace, t.pod.name)} uses {gib(excess)} more than share + overrun on {where}"
+            for t, excess in account.over()
+        )
         conflicts.extend(
             f"{where}: pid {s.pid} ({s.command or '?'}{', pod ' + s.pod if s.pod else ''}) uses {gib(s.used)}"
             for s in device.strangers
