@@ -159,3 +159,18 @@ def test_a_write_onto_one_version_is_not_repeated_onto_another() -> None:
     body = {"metadata": {"name": "x", "resourceVersion": "7"}}
 
     assert not answers.is_transient(409, refused("Conflict"), "PATCH", body)
+class Logging(Kube):
+    """A kubelet that gives this log."""
+
+    log = b""
+
+    async def _request(self, *_args: Any, **_fields: Any) -> bytes:
+        return self.log
+
+
+async def test_a_log_begins_with_a_whole_line(with_crds: ControlPlane, namespace: str) -> None:
+    async with await Logging.connect(str(with_crds.kubeconfig)) as kube:
+        kube.log = b"INFO Received request: my password is hunter2\nERROR the end\n"
+
+        assert await kube.pod_log(namespace, "p", limit_bytes=30) == "ERROR the end\n"
+        assert (await kube.pod_log(namespace, "p", limit_bytes=300)).startswith("INFO")

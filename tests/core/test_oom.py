@@ -253,6 +253,54 @@ def test_a_prompt_that_quotes_an_error_is_no_error() -> None:
     assert judge(Evidence(exit_code=0, log=log("engine-bug") + told, was_ready=True)).kind is Kind.ENGINE_DIED
 
 
+PROMPT = "my password is hunter2"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"INFO 11-21 10:00:05 [logger.py:42] Received request cmpl-1: prompt: '{PROMPT}', params: x\n",
+        f"(APIServer pid=1) INFO 11-21 10:00:05 [logger.py:42] Received request cmpl-1: prompt: '{PROMPT}'\n" * 5,
+        f"DEBUG 11-21 10:00:05 [logger.py:42] Request cmpl-1 details: prompt: '{PROMPT}', prompt_token_ids: None\n",
+        f"INFO 11-21 10:00:05 [logger.py:60] Generated response cmpl-1: output: '{PROMPT}'\n",
+        f"ERROR 11-21 10:00:05 [dump_input.py:79] Dumping SchedulerOutput(reqs=[NewRequestData(x='{PROMPT}')])\n",
+        f"  Input should be a valid list [type=list_type, input_value='{PROMPT}', input_type=str]\n",
+        f"openai.BadRequestError: bad messages [{{'role': 'user', 'content': '{PROMPT}'}}]\n",
+        f"INFO 11-21 10:00:05 [api_server.py:9] non-default args: {{'api_key': ['{PROMPT}']}}\n",
+    ],
+)
+@pytest.mark.parametrize("before", ["", "INFO:     Application startup complete.\n"])
+def test_a_prompt_that_was_logged_is_in_no_verdict(said: str, before: str) -> None:
+    text = f"INFO 11-21 10:00:00 [core.py:1] Available KV cache memory: 10.0 GiB\n{before}{said}"
+
+    for given_evidence in (
+        Evidence(exit_code=0, reason="Completed", log=text, was_ready=True),
+        Evidence(exit_code=1, log=text),
+        Evidence(exit_code=1, message=text),
+    ):
+        verdict = judge(given_evidence)
+        assert "hunter2" not in verdict.message + verdict.line
+
+
+@pytest.mark.parametrize("length", [2100, 9000])
+def test_a_line_whose_beginning_was_cut_off_is_in_no_verdict(length: int) -> None:
+    line = f"INFO 11-21 10:00:05 [logger.py:42] Received request cmpl-1: prompt: '{PROMPT * 1000}'\n"
+
+    told = judge(Evidence(exit_code=1, message=line[-2048:] if length < 8000 else line[-length:]))
+
+    assert "hunter2" not in told.message + told.line
+    assert "hunter2" not in judge(Evidence(exit_code=1, log=line)).message
+
+
+def test_the_last_words_are_not_how_the_server_shut_down() -> None:
+    text = (
+        "(EngineCore pid=203) WARNING 11-21 10:00:00 [core.py:1] the last thing of weight\n"
+        "(APIServer pid=1) INFO 11-21 10:00:01 [launcher.py:1] Shutting down FastAPI HTTP server.\n"
+        "INFO:     Application shutdown complete.\n"
+    )
+    assert judge(Evidence(exit_code=3, log=text)).message.endswith("no known text: the last thing of weight")
+
+
 def test_the_cause_is_found_far_from_the_end() -> None:
     noise = "(APIServer pid=1) some more of the traceback\n" * 5000
     assert judge(Evidence(exit_code=1, log=log("no-kv-memory") + noise)).kind is Kind.NO_KV_CACHE_MEMORY
