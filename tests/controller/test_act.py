@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -178,6 +178,20 @@ async def test_one_failure_leaves_the_others_alone(world: World) -> None:
 
     assert world.pods() == ["sparrow-mistral-1"]
     assert len(world.cache.snapshot(0).refusals) == 1
+
+
+async def test_an_answer_that_cannot_be_read_stops_nobody_else(world: World) -> None:
+    def read(body: Body) -> object:
+        if body["metadata"]["name"] == "sparrow-mistral-0":
+            raise KeyError("a field that was always there")
+        return records.pod(body)
+
+    world.cache.shelves[PODS].source = replace(world.cache.shelves[PODS].source, read=read)
+
+    outcome = await world.do(creates=(world.create(), world.create("sparrow-mistral-1")))
+
+    assert outcome.failed == 1
+    assert world.pods() == ["sparrow-mistral-1"]
 
 
 async def test_a_status_is_ours_by_name_and_never_lands_on_a_successor(world: World) -> None:

@@ -101,9 +101,11 @@ class Act:
             try:
                 return await do(what) is not False
             except ClusterError as e:
-                outcome.failed += 1
                 log.warning("%s", e)
-                return False
+            except Exception:  # an answer in a form nobody expected must not stop the others half-way
+                log.exception("carrying out %s", what)
+            outcome.failed += 1
+            return False
 
     # ------------------------------------------------------------------------------------------------------- the pods
     async def _create(self, create: Create) -> None:
