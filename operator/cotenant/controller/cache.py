@@ -88,6 +88,8 @@ class Cache:
         record = shelf.source.read(body)
         before = old.record if old is not None and old.uid == uid else None
         record = self._enrich(record, before)
+        if old is not None and old.uid != uid:
+            self._forget_logs(old.uid)
         if old is not None and old.record == record:
             old.version, old.uid = version, uid
             return False
@@ -209,9 +211,12 @@ class Cache:
         if old is None:
             return False
         shelf.row = None
-        self._logs.pop(old.uid, None)
-        self._start_logs.pop(old.uid, None)
+        self._forget_logs(old.uid)
         return old.record is not None
+
+    def _forget_logs(self, uid: str) -> None:
+        self._logs.pop(uid, None)
+        self._start_logs.pop(uid, None)
 
     def _enrich(self, record: Any, before: Any) -> Any:
         """What we know besides the object itself, and as many parts as possible of the record before it."""
@@ -238,8 +243,7 @@ class Cache:
         shelf = self.shelves[PODS]
         entry = shelf.entries.get(key)
         if entry is None or entry.uid != uid:
-            self._logs.pop(uid, None)
-            self._start_logs.pop(uid, None)
+            self._forget_logs(uid)
             return False
         record = self._enrich(entry.record, entry.record)
         if record == entry.record:
