@@ -156,7 +156,7 @@ class Kube(Verbs):
         """One request, tried again while that makes sense; the body of its answer."""
         url = f"{self.server}{path}?{urlencode(query)}" if query else f"{self.server}{path}"
         timeout = self._timeout if seconds == REQUEST_SECONDS else aiohttp.ClientTimeout(total=seconds, connect=5)
-        attempt = 0
+        attempt, reloaded = 0, False
         while True:
             attempt += 1
             begun = time.monotonic()
@@ -170,7 +170,8 @@ class Kube(Verbs):
                 )
                 data = await response.read()
                 status, wait = response.status, answers.seconds(response.headers.get("Retry-After"))
-            except (aiohttp.ClientError, TimeoutError, OSError) as e:
+            except (aiohttp.ClientError, TimeoutError, OSError, kube_config.ConfigException) as e:
+                # the last where a credential plugin, or the token's file, gives nothing for the moment
                 cause = e
             finally:
                 if self.on_request:
@@ -178,7 +179,8 @@ class Kube(Verbs):
             if 200 <= status < 300:
                 return data
             problem = answers.problem(status, data, cause, doing, self.server)
-            if status == 401 and attempt == 1:
+            if status == 401 and not reloaded:
+                reloaded = True
                 await self._reload()
                 continue
             if attempt >= attempts or not answers.is_transient(status, data, method, body):

@@ -125,7 +125,9 @@ class Verbs(ABC):
             query["container"] = container
         doing = f"reading the log of pod {namespace}/{name}"
         body = await self._request("GET", f"{path}/log", doing, query, kind="Pod/log", attempts=1, seconds=10)
-        return body[-limit_bytes:].decode("utf-8", "replace")
+        if len(body) > limit_bytes:
+            body = body[-limit_bytes:].partition(b"\n")[2]  # of a line without its beginning nobody knows what it is
+        return body.decode("utf-8", "replace")
 
     # ------------------------------------------------------------------------------------------------------ writing
     async def create(self, manifest: Manifest, field_manager: str = FIELD_MANAGER) -> Manifest:

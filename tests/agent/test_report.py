@@ -25,6 +25,15 @@ def test_engines_are_tenants_and_their_processes_are_added_up() -> None:
     assert device.strangers == ()
 
 
+def test_an_engine_whose_role_was_stripped_by_hand_is_no_stranger() -> None:
+    body = pod("chat-0", "engine", gpus=(A,))
+    del body["metadata"]["labels"]["cotenant.dev/role"]
+
+    device = said(gpu(A, (1, GIB)), around=surroundings(body, processes=(in_pod(1, "chat-0"),))).devices[0]
+
+    assert (device.tenants, device.strangers) == ((TenantReading("models", "chat-0", GIB),), ())
+
+
 def test_everyone_else_is_a_stranger_with_pid_command_and_pod() -> None:
     around = surroundings(
         pod("notebook", namespace="other"), processes=(in_pod(1, "notebook"), in_pod(2, command="Xorg"))

@@ -18,7 +18,7 @@ from cotenant.core.packing.problemfile import read_problem
 from cotenant.core.preflight import Failed, Preflight
 from cotenant.core.reconcile import reconcile
 from cotenant.core.share import Percent
-from cotenant.core.snapshot import Ended, Holder, Labels, Model, NodeShare, ServiceRecord, Snapshot
+from cotenant.core.snapshot import Ended, Holder, Labels, Model, NodeShare, ServicePort, ServiceRecord, Snapshot
 from cotenant.sources import model_config
 from tests.cli.worlds import said, save, two_nodes
 from tests.core.builders import Cluster, model, node, placement
@@ -37,9 +37,16 @@ def whole() -> Snapshot:
         preflights=(Preflight("p", "u", "n1", "k", Failed("saw two"), at=5.0),),
         configs=(("hf://org/chat", config), ("hf://org/odd", "not found")),
         silent=frozenset({"n2"}),
-        services=(ServiceRecord("default", "app-chat", "v1-x", "app", "chat"),),
+        services=(
+            ServiceRecord(
+                *("default", "app-chat", "v1-x", "app", "chat", "s1", "u1"),
+                (("a", "b"),),
+                (ServicePort("http", 80, "http"),),
+            ),
+        ),
         idle=(("n1-g1", 7.0),),
         refusals=(("default", "x", "quota"),),
+        refused_services=(("default", "app-chat", "taken"),),
     )
 
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
+from cotenant.api.placement import parse
+from cotenant.controller import records
 from cotenant.controller.act import Act
 from cotenant.controller.cache import Cache
 from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES, sources
 from cotenant.core.decision import Apply, Create, Decision, Delete, Emit, WriteStatus
-from cotenant.core.names import STATUS_MANAGER
-from cotenant.core.snapshot import Policy
+from cotenant.core.demand import demand
+from cotenant.core.memo import Memo
+from cotenant.core.names import HASH_ANNOTATION, MANAGED_BY_LABEL, MODEL_LABEL, STATUS_MANAGER
+from cotenant.core.pod import service
+from cotenant.core.services import services
+from cotenant.core.snapshot import Manifest, Policy
 from cotenant.kube import Kube
 from tests.cluster.control_plane import ControlPlane
 from tests.controller.builders import Body, engine_pod, placement
@@ -173,6 +180,20 @@ async def test_one_failure_leaves_the_others_alone(world: World) -> None:
     assert len(world.cache.snapshot(0).refusals) == 1
 
 
+async def test_an_answer_that_cannot_be_read_stops_nobody_else(world: World) -> None:
+    def read(body: Body) -> object:
+        if body["metadata"]["name"] == "sparrow-mistral-0":
+            raise KeyError("a field that was always there")
+        return records.pod(body)
+
+    world.cache.shelves[PODS].source = replace(world.cache.shelves[PODS].source, read=read)
+
+    outcome = await world.do(creates=(world.create(), world.create("sparrow-mistral-1")))
+
+    assert outcome.failed == 1
+    assert world.pods() == ["sparrow-mistral-1"]
+
+
 async def test_a_status_is_ours_by_name_and_never_lands_on_a_successor(world: World) -> None:
     wish = {**placement(), "metadata": {"name": "sparrow", "namespace": world.namespace}}
     made = await world.kube.create(wish)
@@ -210,6 +231,122 @@ async def test_a_service_is_applied_and_known(world: World) -> None:
     assert world.cache.shelves[SERVICES].records() == ()
 
 
+async def chat(world: World) -> tuple[Body, Manifest]:
+    """A placement `chat` with one model `mistral`, and the Service that belongs to it."""
+    body = await world.kube.create({**placement(), "metadata": {"name": "chat", "namespace": world.namespace}})
+    (wanted,) = demand((parse(body),), Policy(), Memo()).wanted
+    return body, service(wanted)
+
+
+async def theirs(world: World, **spec: Any) -> Body:
+    """Somebody's Service that has the name of ours."""
+    metadata = {"name": "chat-mistral", "namespace": world.namespace}
+    spec = {"selector": {"app": "web"}, "ports": [{"name": "web", "port": 80, "targetPort": 9000}]} | spec
+    return await world.kube.create({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
+
+
+async def test_a_service_of_somebody_else_is_left_alone_and_told(world: World) -> None:
+    _, ours = await chat(world)
+    before = await theirs(world)
+
+    await world.do(applies=(Apply(ours, "Service"),))
+
+    now = await world.kube.get("v1", "Service", "chat-mistral", world.namespace)
+    assert (now["spec"], now["metadata"]) == (before["spec"], before["metadata"])
+    assert world.rings, "a refusal is news for the next pass"
+    await world.do(applies=(Apply(ours, "Service"),))
+    ((_, name, message),) = world.cache.snapshot(0).refused_services
+    assert (name, world.cache.snapshot(0).refusals) == ("chat-mistral", ())
+    assert "not Cotenant's; delete it, or rename the model or the placement" in message
+
+
+async def test_a_service_is_made_once_the_one_in_its_way_is_gone(world: World) -> None:
+    body, ours = await chat(world)
+    await theirs(world)
+    await world.do(applies=(Apply(ours, "Service"),))
+    await world.kube.delete("v1", "Service", "chat-mistral", world.namespace)
+
+    deadline = time.monotonic() + 20
+    while not world.cache.snapshot(0).services and time.monotonic() < deadline:
+        await asyncio.sleep(0.3)
+        await world.do(applies=(Apply(ours, "Service"),))
+    await world.do()
+
+    assert world.cache.snapshot(0).services[0].owner_uid == body["metadata"]["uid"]
+    assert world.cache.snapshot(0).refused_services == ()
+
+
+async def test_a_service_of_ours_whose_label_was_stripped_is_ours_again(world: World) -> None:
+    _, ours = await chat(world)
+    await world.do(applies=(Apply(ours, "Service"),))
+    stripped = {"metadata": {"labels": {MANAGED_BY_LABEL: None}}}
+    world.cache.remove(SERVICES, await world.kube.merge("v1", "Service", "chat-mistral", stripped, world.namespace))
+
+    await world.do(applies=(Apply(ours, "Service"),))
+
+    now = await world.kube.get("v1", "Service", "chat-mistral", world.namespace)
+    assert now["metadata"]["labels"] == ours["metadata"]["labels"]
+    assert world.cache.snapshot(0).services
+
+
+async def test_a_service_of_ours_that_was_left_to_nobody_is_ours_again(world: World) -> None:
+    body, ours = await chat(world)
+    await world.kube.create({**ours, "metadata": {**ours["metadata"], "ownerReferences": []}})
+
+    await world.do(applies=(Apply(ours, "Service"),))
+
+    assert world.cache.snapshot(0).services[0].owner_uid == body["metadata"]["uid"]
+
+
+async def test_a_service_of_a_placement_that_was_deleted_is_waited_for(world: World) -> None:
+    _, ours = await chat(world)
+    (owner,) = ours["metadata"]["ownerReferences"]
+    await world.kube.create({**ours, "metadata": {**ours["metadata"], "ownerReferences": [{**owner, "uid": "old"}]}})
+
+    await world.do(applies=(Apply(ours, "Service"),))
+    await world.do(applies=(Apply(ours, "Service"),))
+
+    ((_, _, message),) = world.cache.snapshot(0).refused_services
+    assert "it is made anew once that is gone" in message
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"selector": {"app": "web"}},
+        {"ports": [{"name": "http", "port": 80, "targetPort": 9000}]},
+        {"ports": [{"name": "http", "port": 8080, "targetPort": "http"}]},
+    ],
+)
+async def test_a_service_that_was_edited_by_hand_is_put_right(world: World, edit: dict[str, Any]) -> None:
+    body, ours = await chat(world)
+    await world.do(applies=(Apply(ours, "Service"),))
+    demands, memo = demand((parse(body),), Policy(), Memo()), Memo()
+    assert services(world.cache.snapshot(0), demands, memo) == ()
+    patch = {"spec": {"selector": {MODEL_LABEL: None}} | edit}
+    world.cache.put(SERVICES, await world.kube.merge("v1", "Service", "chat-mistral", patch, world.namespace))
+
+    applies = services(world.cache.snapshot(0), demands, memo)
+    await world.do(applies=applies)
+
+    assert applies
+    assert services(world.cache.snapshot(0), demands, memo) == ()
+    now = await world.kube.get("v1", "Service", "chat-mistral", world.namespace)
+    assert (now["spec"]["selector"], now["spec"]["ports"]) == (ours["spec"]["selector"], ours["spec"]["ports"])
+
+
+async def test_a_service_costs_one_request(world: World) -> None:
+    _, ours = await chat(world)
+    asked: list[tuple[str, str]] = []
+    world.kube.on_request = lambda verb, kind, _status, _seconds: asked.append((verb, kind))
+
+    await world.do(applies=(Apply(ours, "Service"),))
+    changed = {**ours, "metadata": {**ours["metadata"], "annotations": {HASH_ANNOTATION: "v2-1"}}}
+    await world.do(applies=(Apply(changed, "Service"),))
+
+    assert asked == [("POST", "Service"), ("PATCH", "Service")]
+
+
 async def test_equal_events_are_counted_and_not_repeated(world: World) -> None:
     event = Emit(world.namespace, "sparrow", "uid-1", "Warning", "Unplaced", "needs 90Gi, the emptiest GPU has 80Gi")
     for _ in range(5):
@@ -223,18 +360,58 @@ async def test_equal_events_are_counted_and_not_repeated(world: World) -> None:
 
 
 async def test_what_waits_to_be_sent_is_taken_back_by_the_next_pass(world: World) -> None:
-    wish = {**placement(), "metadata": {"name": "sparrow", "namespace": world.namespace}}
-    world.cache.put(PLACEMENTS, await world.kube.create(wish))
+    for name in ("first", "sparrow"):
+        wish = {**placement(), "metadata": {"name": name, "namespace": world.namespace}}
+        world.cache.put(PLACEMENTS, await world.kube.create(wish))
+    asked: list[str] = []
+    world.kube.on_request = lambda verb, _kind, _status, _seconds: asked.append(verb)
     world.act.outbox.urgent(True)  # one at a time remains
-    statuses = [WriteStatus(world.namespace, "sparrow", {"summary": f"{n}/9"}) for n in range(3)]
+    seen = world.cache.snapshot(0)
 
-    for status in statuses:
-        await world.act.carry_out(Decision(statuses=(status,)), world.cache.snapshot(0))
+    for n in range(3):
+        statuses = [WriteStatus(world.namespace, name, {"summary": f"{n}/9"}) for name in ("first", "sparrow")]
+        await world.act.carry_out(Decision(statuses=tuple(statuses[n > 0 :])), seen)
     world.act.outbox.urgent(False)
     await world.act.outbox.drained()
 
     live = await world.kube.get("cotenant.dev/v1alpha1", "ModelPlacement", "sparrow", world.namespace)
     assert live["status"]["summary"] == "2/9"
+    assert asked == ["PATCH", "PATCH", "GET"], "the first one's, and of the other only the last"
+
+
+async def test_a_status_is_never_written_onto_one_that_is_newer_than_its_decision(world: World) -> None:
+    wish = {**placement(), "metadata": {"name": "sparrow", "namespace": world.namespace}}
+    body = await world.kube.create(wish)
+    world.cache.put(PLACEMENTS, body)
+    seen = world.cache.snapshot(0)
+    identity = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": wish["metadata"]}
+    other = await world.kube.apply_status({**identity, "status": {"summary": "another's"}}, STATUS_MANAGER)
+    world.cache.put(PLACEMENTS, other)  # its news comes while the decision is being made
+
+    stale = Decision(statuses=(WriteStatus(world.namespace, "sparrow", {"summary": "stale"}),))
+    await world.act.carry_out(stale, seen)
+    await world.act.outbox.drained()
+
+    now = await world.kube.get(body["apiVersion"], body["kind"], "sparrow", world.namespace)
+    assert now["status"]["summary"] == "another's"
+    assert world.rings, "it is decided anew"
+
+
+async def test_what_changes_nothing_that_counts_outdates_no_status(world: World) -> None:
+    wish = {**placement(), "metadata": {"name": "sparrow", "namespace": world.namespace}}
+    body = await world.kube.create(wish)
+    world.cache.put(PLACEMENTS, body)
+    seen = world.cache.snapshot(0)
+    noted = {"metadata": {"annotations": {"example.org/note": "x"}}}
+    world.cache.put(
+        PLACEMENTS, await world.kube.merge(body["apiVersion"], body["kind"], "sparrow", noted, world.namespace)
+    )
+
+    await world.act.carry_out(Decision(statuses=(WriteStatus(world.namespace, "sparrow", {"summary": "0/1"}),)), seen)
+    await world.act.outbox.drained()
+
+    now = await world.kube.get(body["apiVersion"], body["kind"], "sparrow", world.namespace)
+    assert now["status"]["summary"] == "0/1"
 
 
 async def test_a_right_that_is_missing_is_not_asked_for_at_every_pass(world: World, with_crds: ControlPlane) -> None:

@@ -184,6 +184,15 @@ def test_a_log_of_a_pod_that_is_no_more_is_not_kept(cache: Cache) -> None:
     assert not cache.keep_log("u1", ("default", "sparrow-mistral-0"), "text")
 
 
+def test_a_log_is_not_kept_beyond_a_successor_of_the_same_name(cache: Cache) -> None:
+    cache.put(PODS, engine_pod(uid="u1", version=1, phase="Failed", **ended(1)))
+    cache.keep_log("u1", ("default", "sparrow-mistral-0"), "a traceback")
+
+    cache.put(PODS, engine_pod(uid="u2", version=5))  # that the one before it was deleted was never heard
+
+    assert cache._logs == {}
+
+
 def test_a_start_log_is_dropped_once_a_status_holds_what_it_taught(cache: Cache) -> None:
     cache.put(PODS, engine_pod(version=1, phase="Running", ready=True))
     cache.keep_start_log("u1", ("default", "sparrow-mistral-0"), "GPU KV cache size: 1")

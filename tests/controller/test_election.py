@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.controller.election import Election, Terms
+from cotenant.core.snapshot import Manifest
 from cotenant.kube import Kube
 from tests.cluster.control_plane import ControlPlane
 
@@ -74,6 +75,29 @@ async def test_who_lost_the_lease_to_another_stops(kube: Kube, namespace: str) -
 
     await asyncio.wait_for(lost.wait(), 10)
     assert not leader.is_leader
+
+
+class Broken(Kube):
+    """Comes to nothing in a way that nobody thought of, once it has worked."""
+
+    works = True
+
+    async def get(self, api_version: str, kind: str, name: str, namespace: str | None = None) -> Manifest:
+        if not self.works:
+            raise ZeroDivisionError("a bug")
+        return await super().get(api_version, kind, name, namespace)
+
+
+async def test_who_does_not_renew_stops_in_time_whatever_the_cause(with_crds: ControlPlane, namespace: str) -> None:
+    async with await Broken.connect(str(with_crds.kubeconfig)) as kube:
+        lost = asyncio.Event()
+        leader = candidate(kube, namespace, "a", lost.set)
+        await leader.acquire()
+        kube.works = False
+
+        await asyncio.wait_for(lost.wait(), 4)
+
+        assert not leader.is_leader
 
 
 @pytest.mark.timeout(120)

@@ -112,3 +112,15 @@ async def test_what_a_status_tells_already_is_not_asked_for_after_a_restart_of_t
 
     assert reading.kubelet.asked == []
     assert reading.cache.snapshot(0).pods[0].start_log == ""
+
+
+async def test_nothing_is_remembered_of_a_start_that_was_deleted() -> None:
+    reading = Reading()
+    reading.cache.put(PODS, engine_pod())
+    reading.consider()
+    assert reading.evidence._running == {"u1"}
+
+    reading.cache.remove(PODS, engine_pod(version=2))
+    reading.consider()
+
+    assert reading.evidence._running == set()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes.aio.config import ConfigException
 
 from cotenant import answers
 from cotenant.errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
@@ -159,3 +160,40 @@ def test_a_write_onto_one_version_is_not_repeated_onto_another() -> None:
     body = {"metadata": {"name": "x", "resourceVersion": "7"}}
 
     assert not answers.is_transient(409, refused("Conflict"), "PATCH", body)
+
+
+class Credentials(Kube):
+    """A kubelet that is about to renew the token: nothing, then one that is no longer good, then the right one."""
+
+    asked = 0
+
+    async def _authorization(self) -> str | None:
+        self.asked += 1
+        if self.asked == 1:
+            raise ConfigException("Token file exists but empty.")
+        return "Bearer old" if self.asked == 2 else await super()._authorization()
+
+
+async def test_credentials_that_are_just_being_renewed_are_waited_for(with_crds: ControlPlane, namespace: str) -> None:
+    powerless = with_crds.service_account_kubeconfig(namespace, "default")
+    async with await Credentials.connect(str(powerless)) as kube:
+        with pytest.raises(Refused, match="cannot get resource"):
+            await kube.get("v1", "ConfigMap", "x", namespace)
+    assert kube.asked == 3
+
+
+class Logging(Kube):
+    """A kubelet that gives this log."""
+
+    log = b""
+
+    async def _request(self, *_args: Any, **_fields: Any) -> bytes:
+        return self.log
+
+
+async def test_a_log_begins_with_a_whole_line(with_crds: ControlPlane, namespace: str) -> None:
+    async with await Logging.connect(str(with_crds.kubeconfig)) as kube:
+        kube.log = b"INFO Received request: my password is hunter2\nERROR the end\n"
+
+        assert await kube.pod_log(namespace, "p", limit_bytes=30) == "ERROR the end\n"
+        assert (await kube.pod_log(namespace, "p", limit_bytes=300)).startswith("INFO")

@@ -6,19 +6,29 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
+from cotenant.controller import records
 from cotenant.controller.loop import Bell, Loop
+from cotenant.controller.sources import PODS
 from cotenant.core.decision import Create, Decision
 from cotenant.core.snapshot import Snapshot
 from cotenant.kube import Kube
 from cotenant.settings import Settings
-from tests.controller.builders import engine_pod
+from cotenant.verbs import Manifests
+from tests.cluster.control_plane import ControlPlane
+from tests.controller.builders import Body, engine_pod
 
 
 @asynccontextmanager
-async def running(kube: Kube, namespace: str, reconcile: Callable[[Snapshot], Decision]) -> AsyncIterator[Loop]:
+async def running(
+    kube: Kube, namespace: str, reconcile: Callable[[Snapshot], Decision], resync: float = 600
+) -> AsyncIterator[Loop]:
     """A loop over one namespace."""
-    settings = Settings(namespace=namespace, watch_namespaces=(namespace,), resync=600, debounce=0.05, hub_offline=True)
+    settings = Settings(
+        namespace=namespace, watch_namespaces=(namespace,), resync=resync, debounce=0.05, hub_offline=True
+    )
     loop = Loop(kube, settings, reconcile)
     task = asyncio.create_task(loop.run())
     try:
@@ -122,3 +132,41 @@ async def test_an_earlier_ring_brings_a_later_one_forward() -> None:
     bell.ring(0.0)
 
     await asyncio.wait_for(waiting, 1)
+
+
+async def test_an_object_that_cannot_be_read_hides_no_other(kube: Kube, namespace: str) -> None:
+    for name in ("sparrow-mistral-0", "sparrow-mistral-1"):
+        await kube.create(wish(namespace, name).manifest)
+
+    def read(body: Body) -> object:
+        if body["metadata"]["name"] == "sparrow-mistral-0":
+            raise KeyError("a field that was always there")
+        return records.pod(body)
+
+    async with running(kube, namespace, lambda _: Decision()) as loop:
+        loop.cache.shelves[PODS].source = replace(loop.cache.shelves[PODS].source, read=read)
+        await until(lambda: not loop.unready())
+        assert [pod.name for pod in loop.cache.snapshot(0).pods] == ["sparrow-mistral-1"]
+
+
+class Faulty(Kube):
+    """Lists pods, but for one time in between."""
+
+    lists = 0
+
+    async def pages(self, api_version: str, kind: str, *where: Any) -> AsyncIterator[tuple[Manifests, str]]:
+        self.lists += kind == "Pod"
+        if kind == "Pod" and self.lists == 2:
+            raise ZeroDivisionError("a bug")
+        async for page in super().pages(api_version, kind, *where):
+            yield page
+
+
+async def test_everything_is_listed_now_and_then_whatever_went_wrong_once(
+    with_crds: ControlPlane, namespace: str
+) -> None:
+    async with (
+        await Faulty.connect(str(with_crds.kubeconfig)) as kube,
+        running(kube, namespace, lambda _: Decision(), resync=5),
+    ):
+        await until(lambda: kube.lists > 2)

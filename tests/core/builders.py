@@ -64,6 +64,10 @@ class Cluster:
     """Bytes on every GPU that a pod of ours which is gone has not given back yet."""
     stripped: dict[tuple[str, str], Allocation] = field(default_factory=dict)
     """What pods hold whose annotations somebody took away."""
+    hidden: int = 0
+    """Bytes on every GPU that no process accounts for."""
+    excess: dict[str, int] = field(default_factory=dict)
+    """Pod -> bytes it uses beyond its share and what every engine takes."""
 
     def apply(self, *placements: Placement) -> Cluster:
         for wish in placements:
@@ -88,7 +92,7 @@ class Cluster:
         devices = []
         for device in report.devices:
             tenants = tuple(
-                TenantReading(pod.namespace, pod.name, pod.allocation.bytes + GIB)
+                TenantReading(pod.namespace, pod.name, pod.allocation.bytes + GIB + self.excess.get(pod.name, 0))
                 for pod in self.pods.values()
                 if pod.ended is None and pod.allocation and device.uuid in pod.allocation.gpus
             )
@@ -99,7 +103,7 @@ class Cluster:
             )
             if self.lingering:
                 tenants += (TenantReading("default", "gone", self.lingering),)
-            used = sum(t.used for t in tenants) + sum(s.used for s in device.strangers)
+            used = sum(t.used for t in tenants) + sum(s.used for s in device.strangers) + self.hidden
             devices.append(replace(device, tenants=tenants, used=used))
         return replace(report, devices=tuple(devices))
 
@@ -181,6 +185,10 @@ class Cluster:
     def flags(self) -> dict[str, str]:
         """--gpu-memory-utilization of every pod that serves."""
         return {pod.name: pod.allocation.utilization for pod in self.pods.values() if pod.allocation and pod.ready}
+
+    def replica(self, name: str) -> dict[str, Any]:
+        """What the status says of the first replica of the first model."""
+        return self.said(name)[0]
 
     def condition(self, name: str, kind: str) -> dict[str, str]:
         raw = json.loads(self.placements[name].status.raw)

@@ -85,7 +85,7 @@ class GPU:
         """What holds whatever happens."""
         account = self.account
         told = (
-            account.promised, account.expected, account.reserved, account.strangers, account.unexplained, account.foreign,
+            account.promised, account.expected, account.reserved, account.strangers, account.unexplained,
             account.free_use, account.free_now(),
         )  # fmt: skip
         assert min(told) >= 0

@@ -229,9 +229,9 @@ def test_evidence_is_read_from_the_snapshot() -> None:
     (state,) = evidence_of(snapshot, dead).gpus
 
     assert state.strangers == ((4711, "python of pod other/notebook", 20 * GIB),)
-    assert state.neighbours == (("ns/p-g-0", 9 * GIB),)
-    assert state.leaving == (("ns/gone", 5 * GIB),)
-    assert state.starting == ("ns/p-g-0",)
+    assert state.neighbours == (("p-g-0", 9 * GIB),)
+    assert state.leaving == (("gone", 5 * GIB),)
+    assert state.starting == ("p-g-0",)
     assert (state.share, state.promised) == (28 * GIB, 56 * GIB)
 
 
@@ -251,6 +251,54 @@ def test_colours_and_carriage_returns_hide_nothing() -> None:
 def test_a_prompt_that_quotes_an_error_is_no_error() -> None:
     told = "INFO 11-21 05:30:01 [logger.py:39] Received request cmpl-1: prompt: 'CUDA out of memory. Tried to', params: x\n"
     assert judge(Evidence(exit_code=0, log=log("engine-bug") + told, was_ready=True)).kind is Kind.ENGINE_DIED
+
+
+PROMPT = "my password is hunter2"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"INFO 11-21 10:00:05 [logger.py:42] Received request cmpl-1: prompt: '{PROMPT}', params: x\n",
+        f"(APIServer pid=1) INFO 11-21 10:00:05 [logger.py:42] Received request cmpl-1: prompt: '{PROMPT}'\n" * 5,
+        f"DEBUG 11-21 10:00:05 [logger.py:42] Request cmpl-1 details: prompt: '{PROMPT}', prompt_token_ids: None\n",
+        f"INFO 11-21 10:00:05 [logger.py:60] Generated response cmpl-1: output: '{PROMPT}'\n",
+        f"ERROR 11-21 10:00:05 [dump_input.py:79] Dumping SchedulerOutput(reqs=[NewRequestData(x='{PROMPT}')])\n",
+        f"  Input should be a valid list [type=list_type, input_value='{PROMPT}', input_type=str]\n",
+        f"openai.BadRequestError: bad messages [{{'role': 'user', 'content': '{PROMPT}'}}]\n",
+        f"INFO 11-21 10:00:05 [api_server.py:9] non-default args: {{'api_key': ['{PROMPT}']}}\n",
+    ],
+)
+@pytest.mark.parametrize("before", ["", "INFO:     Application startup complete.\n"])
+def test_a_prompt_that_was_logged_is_in_no_verdict(said: str, before: str) -> None:
+    text = f"INFO 11-21 10:00:00 [core.py:1] Available KV cache memory: 10.0 GiB\n{before}{said}"
+
+    for given_evidence in (
+        Evidence(exit_code=0, reason="Completed", log=text, was_ready=True),
+        Evidence(exit_code=1, log=text),
+        Evidence(exit_code=1, message=text),
+    ):
+        verdict = judge(given_evidence)
+        assert "hunter2" not in verdict.message + verdict.line
+
+
+@pytest.mark.parametrize("length", [2100, 9000])
+def test_a_line_whose_beginning_was_cut_off_is_in_no_verdict(length: int) -> None:
+    line = f"INFO 11-21 10:00:05 [logger.py:42] Received request cmpl-1: prompt: '{PROMPT * 1000}'\n"
+
+    told = judge(Evidence(exit_code=1, message=line[-2048:] if length < 8000 else line[-length:]))
+
+    assert "hunter2" not in told.message + told.line
+    assert "hunter2" not in judge(Evidence(exit_code=1, log=line)).message
+
+
+def test_the_last_words_are_not_how_the_server_shut_down() -> None:
+    text = (
+        "(EngineCore pid=203) WARNING 11-21 10:00:00 [core.py:1] the last thing of weight\n"
+        "(APIServer pid=1) INFO 11-21 10:00:01 [launcher.py:1] Shutting down FastAPI HTTP server.\n"
+        "INFO:     Application shutdown complete.\n"
+    )
+    assert judge(Evidence(exit_code=3, log=text)).message.endswith("no known text: the last thing of weight")
 
 
 def test_the_cause_is_found_far_from_the_end() -> None:
@@ -340,3 +388,18 @@ def test_the_documented_table_is_the_codes_own() -> None:
 
     assert page.split(BEGIN)[1].split(END)[0] == f"\n{fault_table()}"
     assert all(f"`{kind}`" in page for kind in Kind if kind is not Kind.STOPPED)
+
+
+def test_who_is_to_blame_is_named_in_its_own_namespace_only() -> None:
+    allocation = Allocation("n0", ("GPU-0",), 28 * GIB, "0.20")
+    dead = Pod("ns", "p-m-0", "u0", "p", "o", "m", 0, 100.0, allocation, ended=Ended(1, "Error", "", 150.0, ""))
+    greedy = Pod("other", "secret-0", "u1", "p", "o", "g", 0, 10.0, allocation, ready=True, ready_since=120.0)
+    readings = (TenantReading("other", "secret-0", 40 * GIB), TenantReading("other", "secret-1", 5 * GIB))
+    stranger = Stranger(4711, "python", 20 * GIB, "other/notebook")
+    device = Device("GPU-0", "n0", 0, "NVIDIA H200", T, used=65 * GIB, tenants=readings, strangers=(stranger,))
+
+    (state,) = evidence_of(Snapshot(200.0, gpu_nodes=(GPUNode("n0", (device,)),), pods=(dead, greedy)), dead).gpus
+
+    named = {state.neighbours[0][0], state.leaving[0][0], *state.starting}
+    assert named == {"a replica of another namespace"}
+    assert state.strangers[0][1] == "python of pod other/notebook", "who is not ours is named, wherever it is"

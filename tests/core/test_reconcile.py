@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+from cotenant.controller import records
 from cotenant.core.injection import Style
 from cotenant.core.memo import Memo
 from cotenant.core.preflight import Failed, Ground, Passed, Preflight
 from cotenant.core.reconcile import reconcile
 from cotenant.core.share import GIB
-from cotenant.core.snapshot import Node, OnOutOfMemory, Remedy, RolloutStrategy, Snapshot, Spread, Stranger
+from cotenant.core.snapshot import (
+    Node,
+    OnOutOfMemory,
+    Remedy,
+    RolloutStrategy,
+    ServicePort,
+    ServiceRecord,
+    Snapshot,
+    Spread,
+    Stranger,
+)
 from tests.core.builders import POLICY, Cluster, model, node, placement
 
 
@@ -309,3 +321,132 @@ def test_spread_holds_for_a_replica_that_moved() -> None:
             cluster.now += 60
 
     assert len({pod.allocation.gpus for pod in cluster.pods.values() if pod.allocation}) == 2
+
+
+def test_a_service_whose_name_is_taken_is_told_while_the_engine_serves() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("chat", model("llama"))).settle()
+    taken = (("default", "chat-llama", "there is a Service default/chat-llama that is not Cotenant's"),)
+
+    decision = reconcile(replace(cluster.snapshot(), refused_services=taken))
+
+    (written,) = decision.statuses
+    conditions = {c["type"]: c for c in written.status["conditions"]}
+    assert {kind: conditions[kind]["status"] for kind in ("Ready", "Stalled", "ServiceRefused")} == {
+        "Ready": "False",
+        "Stalled": "True",
+        "ServiceRefused": "True",
+    }
+    assert "Reconciling" not in conditions
+    assert "llama: there is a Service" in conditions["ServiceRefused"]["message"]
+    (told,) = written.status["models"]
+    assert (told["ready"], "url" in told) == (1, False), "somebody else answers there"
+    assert [event.reason for event in decision.events] == ["ServiceRefused"]
+    assert not decision.deletes
+    cluster._write("chat", written.status)
+    assert not reconcile(replace(cluster.snapshot(), refused_services=taken)).events
+    cluster.step()
+    assert cluster.condition("chat", "Ready")["status"] == "True"
+    assert not cluster.condition("chat", "ServiceRefused")
+
+
+def made(cluster: Cluster) -> tuple[ServiceRecord, ...]:
+    """The Services of a cluster as they are wanted, in being."""
+    manifests = [apply.manifest for apply in cluster.step().applies]
+    return tuple(records.service({**m, "metadata": m["metadata"] | {"uid": "s1"}}) for m in manifests)
+
+
+def test_a_service_is_written_again_when_somebody_changed_what_it_says() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("chat", model("llama")))
+    (there,) = made(cluster)
+
+    def applied(**fields: Any) -> bool:
+        return bool(reconcile(replace(cluster.snapshot(), services=(replace(there, **fields),))).applies)
+
+    assert not applied()
+    assert not applied(ports=(ServicePort("metrics", 9090, "9090"), *there.ports)), "others may add to it"
+    assert applied(selector=(("app", "web"),))
+    assert applied(ports=(ServicePort("http", 80, "9000"),))
+    assert applied(model="canary")
+    assert applied(hash="v0-1")
+
+
+def test_only_services_of_ours_are_deleted_with_their_model_and_only_that_very_one() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("chat", model("llama"), model("qwen", "20%")))
+    llama, qwen = made(cluster)
+    cluster.apply(placement("chat", model("qwen", "20%")))
+    theirs = replace(llama, name="canary", uid="s2", owner_uid="")
+
+    decision = reconcile(replace(cluster.snapshot(), services=(theirs, llama, qwen)))
+
+    services = [(delete.name, delete.uid) for delete in decision.deletes if delete.kind == "Service"]
+    assert services == [("chat-llama", "s1")]
+
+
+def test_memory_that_no_process_accounts_for_yet_costs_nobody_its_place() -> None:
+    cluster = Cluster([node("n1", memory=100 * GIB)]).apply(
+        placement("other", model("y", "1%")),
+        placement("p", model("m", "45%"), created=5.0),
+        placement("q", model("m", "45%"), created=6.0),
+    )
+    cluster.settle()
+    cluster.apply(placement("other", model("y", "1%"), model("m", "45%")))
+    for _ in range(4):
+        cluster.step()
+        cluster.now += 20
+    cluster.die("p-m-0")
+
+    cluster.hidden = 46 * GIB  # its process is off the list, its memory not yet back
+    for _ in range(3):
+        cluster.step()
+        cluster.now += 1
+        assert cluster.phases("p") == ["Waiting"]
+    cluster.hidden = 0
+    for _ in range(6):
+        cluster.step()
+        cluster.ready()
+        cluster.now += 5
+
+    assert cluster.phases("p") == ["Ready"]
+
+
+def test_what_a_start_waits_for_in_another_namespace_is_not_named() -> None:
+    cluster = Cluster([node("n1")]).apply(
+        placement("secret", model("m", "20%"), namespace="other"),
+        placement("p", model("m", "20%"), created=2.0),
+        placement("q", model("m", "20%"), created=3.0, namespace="other"),
+    )
+
+    cluster.step()
+
+    assert "a replica of another namespace is starting" in cluster.replica("p")["message"]
+    assert "secret-m-0 is starting" in cluster.replica("q")["message"]
+
+
+def test_who_uses_more_than_its_share_is_named_in_its_own_namespace_only() -> None:
+    cluster = Cluster([node("n1")]).apply(
+        placement("secret", model("m", "30%"), namespace="other"), placement("p", model("m", "30%"), created=2.0)
+    )
+    cluster.settle()
+    cluster.excess = {"secret-m-0": 20 * GIB}
+
+    cluster.step()
+
+    assert "secret-m-0 uses" in cluster.condition("secret", "MemoryPressure")["message"]
+    told = cluster.condition("p", "MemoryPressure")["message"]
+    assert "a replica of another namespace uses" in told
+    assert "secret" not in told
+
+
+def test_who_keeps_the_memory_a_start_needs_is_named_in_its_own_namespace_only() -> None:
+    cluster = Cluster([node("n1")]).apply(
+        placement("secret", model("m", "40%"), namespace="other"), placement("p", model("m", "40%"), created=2.0)
+    )
+    cluster.step()
+    cluster.ready()
+    cluster.excess = {"secret-m-0": 8 * GIB}
+    cluster.lingering = 7 * GIB
+
+    cluster.step()
+
+    message = cluster.replica("p")["message"]
+    assert "not given back yet by gone 7Gi; over their share: a replica of another namespace by" in message

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cotenant.core.names import ALLOCATION_ANNOTATION, MODEL_LABEL, PLACEMENT_LABEL, REPLICA_LABEL, ROLE_LABEL
+from cotenant.core.names import ALLOCATION_ANNOTATION, MODEL_LABEL, PLACEMENT_LABEL, REPLICA_LABEL, role
 
 STATIC_POD_ANNOTATION = "kubernetes.io/config.hash"
 """On the mirror of a static pod: the UID by which the kubelet names its cgroup."""
@@ -52,7 +52,7 @@ def pod_info(body: dict[str, Any]) -> PodInfo:
         uid=annotations.get(STATIC_POD_ANNOTATION, meta["uid"]),
         namespace=meta["namespace"],
         name=meta["name"],
-        role=labels.get(ROLE_LABEL, ""),
+        role=role(labels),
         ended=(body.get("status") or {}).get("phase") in ("Succeeded", "Failed"),
         placement=labels.get(PLACEMENT_LABEL, ""),
         model=labels.get(MODEL_LABEL, ""),

@@ -13,9 +13,9 @@ def of_gpu(account: Account, pod: Pod) -> list[str]:
     names = [_name(tenant, pod) for tenant in account.tenants]
     shares = " + ".join(f"{gib(t.promised)} {name}" for t, name in zip(account.tenants, names, strict=True))
     overruns = " + ".join(gib(tenant.allocation.overrun) for tenant in account.tenants)
-    strangers = f" + {gib(account.foreign)} strangers" if account.foreign else ""
+    strangers = f" + {gib(account.strangers)} strangers" if account.strangers else ""
     limit = device.usable - device.usable * account.headroom // SCALE
-    promised, expected = account.promised + account.foreign, account.expected + account.foreign
+    promised, expected = account.promised + account.strangers, account.expected + account.strangers
     held = {(reading.namespace, reading.pod): reading.used for reading in device.tenants}
     used = ", ".join(
         f"{name} {gib(held.get((t.pod.namespace, t.pod.name), 0))}"

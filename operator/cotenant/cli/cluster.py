@@ -18,7 +18,7 @@ import yaml
 from cotenant import sources as hub
 from cotenant.cli import bylabels, snapshotfile
 from cotenant.controller.cache import Cache
-from cotenant.controller.heartbeats import Heartbeats
+from cotenant.controller.heartbeats import agents_leases, silent_by_the_clock
 from cotenant.controller.sources import NODES, Source, sources
 from cotenant.controller.surroundings import survey
 from cotenant.core.estimate.modelconfig import ModelConfig
@@ -154,13 +154,12 @@ async def observe(kube: Kube, *, bare: bool = False) -> View:
         notes.append(
             f"Cotenant is not installed on {kube.server}: the plan takes every node with labels for given to it"
         )
-    heartbeats = Heartbeats(kube, settings.namespace, lambda: None)
-    now = time.time()
+    now, silent = time.time(), frozenset[str]()
     try:
-        await heartbeats.look(now)
+        silent = silent_by_the_clock(await agents_leases(kube, settings.namespace), now)
     except Refused:
         notes.append(f"the agents' heartbeats in {settings.namespace} are not yours to read: all count as alive")
-    return View(replace(cache.snapshot(now), silent=heartbeats.silent), tuple(notes), settings.hub_offline, installed)
+    return View(replace(cache.snapshot(now), silent=silent), tuple(notes), settings.hub_offline, installed)
 
 
 async def _list(kube: Kube, cache: Cache, source: Source, settings: Settings) -> None:

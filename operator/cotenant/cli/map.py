@@ -101,7 +101,7 @@ def _gpu(account: Account, known: Considered, default: int, shares: Shares) -> d
         "used": device.used,
         "headroom": kept,
         "headroomPercent": headroom / 100,
-        "free": max(0, device.usable - kept - account.promised - account.foreign),
+        "free": max(0, device.usable - kept - account.promised - account.strangers),
         "unusable": known.binding.unusable(device.uuid),
         "held": device.holder or "",
         "tenants": [_tenant(tenant, account, shares) for tenant in account.tenants],

@@ -61,6 +61,7 @@ def _ordered(seen: Snapshot) -> Snapshot:
         configs=tuple(sorted(seen.configs, key=lambda found: found[0])),
         services=tuple(sorted(seen.services, key=lambda s: (s.namespace, s.name))),
         refusals=tuple(sorted(seen.refusals)),
+        refused_services=tuple(sorted(seen.refused_services)),
     )
 
 

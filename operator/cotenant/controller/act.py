@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from cotenant import metrics
 from cotenant.controller.cache import Cache, Key
@@ -16,11 +17,13 @@ from cotenant.controller.changes import Change, is_gone, subject
 from cotenant.controller.events import Events
 from cotenant.controller.evidence import before_cleanup, start_logs
 from cotenant.controller.outbox import Letter, Outbox
+from cotenant.controller.records import owner_uid
 from cotenant.controller.refusals import Refusals
+from cotenant.controller.services import make, put_right
 from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES
 from cotenant.core.decision import Apply, Create, Decision, Delete, Emit, WriteStatus
 from cotenant.core.names import API_VERSION, MANAGED_BY, MANAGED_BY_LABEL, STATUS_MANAGER
-from cotenant.core.snapshot import Pod, Snapshot
+from cotenant.core.snapshot import Placement, Pod, ServiceRecord, Snapshot
 from cotenant.errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
 from cotenant.kube import Kube
 
@@ -67,10 +70,11 @@ class Act:
             creates = creates[:MOST_CREATES]
             self._ring(0.0)
         ended = {pod.uid for pod in seen.pods if pod.ended is not None}
+        wishes = {placement.key: placement for placement in seen.placements} if decision.statuses else {}
         first = before_cleanup(decision, ended)
         self.outbox.urgent(True)
         try:
-            written = await asyncio.gather(*(self._now(outcome, self._write_status, status) for status in first))
+            written = await asyncio.gather(*(self._now(outcome, self._status(s, wishes), s) for s in first))
             unwritten = {(s.namespace, s.name) for s, done in zip(first, written, strict=True) if not done}
             deletes = [
                 d
@@ -84,12 +88,10 @@ class Act:
             )
         finally:
             self.outbox.urgent(False)
-        self.outbox.replace(self._letters(decision, {(s.namespace, s.name) for s in first}, seen))
+        self.outbox.replace(self._letters(decision, {(s.namespace, s.name) for s in first}, seen, wishes))
         asked: tuple[Change, ...] = (*decision.creates, *decision.deletes, *decision.applies, *decision.statuses)
         outcome.retry_in = self._refusals.settle(subject(what) for what in asked)
-        told = {(str(s[1]), str(s[2])): why for s, why in self._refusals.messages().items() if s[0] == "Create"}
-        if told != self._cache.refusals:
-            self._cache.refusals = told
+        if self._cache.keep_refusals(self._refusals.messages()):
             self._ring(0.0)  # the next pass puts it into the status
         return outcome
 
@@ -99,9 +101,11 @@ class Act:
             try:
                 return await do(what) is not False
             except ClusterError as e:
-                outcome.failed += 1
                 log.warning("%s", e)
-                return False
+            except Exception:  # an answer in a form nobody expected must not stop the others half-way
+                log.exception("carrying out %s", what)
+            outcome.failed += 1
+            return False
 
     # ------------------------------------------------------------------------------------------------------- the pods
     async def _create(self, create: Create) -> None:
@@ -199,13 +203,15 @@ class Act:
             self.outbox.add(letter)
 
     # ---------------------------------------------------------------------------------------------- what may wait
-    def _letters(self, decision: Decision, written: set[Key], seen: Snapshot) -> list[Letter]:
+    def _letters(
+        self, decision: Decision, written: set[Key], seen: Snapshot, wishes: dict[Key, Placement]
+    ) -> list[Letter]:
         letters = []
         taught = start_logs(seen)
         for status in decision.statuses:
             key = (status.namespace, status.name)
             if key not in written and not self._refusals.must_wait(subject(status), status):
-                send = self._later(self._write_status, taught.get(key, ()))
+                send = self._later(self._status(status, wishes), taught.get(key, ()))
                 letters.append(Letter(subject(status), status, send))
         letters += [
             Letter(subject(a), a, self._later(self._apply), patient=True)
@@ -246,18 +252,32 @@ class Act:
         return send
 
     async def _apply(self, apply: Apply) -> None:
-        body = await self._kube.apply(apply.manifest)
-        _count("apply", apply.manifest["kind"], "ok")
-        if apply.manifest["kind"] == "Service" and self._cache.put(SERVICES, body):
+        """One Service, made where it is missing and put right where it is ours. Somebody else's of that name is left alone."""
+        wanted = apply.manifest
+        key = (wanted["metadata"]["namespace"], wanted["metadata"]["name"])
+        known = self._cache.record(SERVICES, key)
+        ours = isinstance(known, ServiceRecord) and known.owner_uid == owner_uid(wanted)
+        body = await (put_right if ours else make)(self._kube, wanted)
+        _count("apply", "Service", "ok")
+        if self._cache.put(SERVICES, body):
             self._ring(0.0)
 
-    async def _write_status(self, status: WriteStatus) -> bool:
-        """Whether it stands there, or nobody is left to read it."""
+    def _status(self, status: WriteStatus, wishes: dict[Key, Placement]) -> Callable[[WriteStatus], Awaitable[bool]]:
+        """How a status is written that was decided on these wishes."""
+        return partial(self._write_status, wishes.get((status.namespace, status.name)))
+
+    async def _write_status(self, seen: Placement | None, status: WriteStatus) -> bool:
+        """Whether it stands there, or nobody is left to read it. Never onto one that is newer than the decision, nor onto a
+        successor of the same name (for a status of a custom resource the API server does not look at a uid)."""
+        key = (status.namespace, status.name)
         metadata = {"namespace": status.namespace, "name": status.name}
-        if version := self._cache.version(PLACEMENTS, (status.namespace, status.name)):
-            # never onto one that is newer than the decision, nor onto a successor of the same name (for a status of a
-            # custom resource the API server does not look at a uid)
-            metadata["resourceVersion"] = str(version)
+        if seen is not None:
+            if self._cache.record(PLACEMENTS, key) is not seen:
+                _count("status", "ModelPlacement", "outdated")
+                self._ring(0.0)  # more is known of it than when this was decided
+                return False
+            if version := self._cache.version(PLACEMENTS, key):  # may be newer, if all that counts is as it was
+                metadata["resourceVersion"] = str(version)
         manifest = {"apiVersion": API_VERSION, "kind": "ModelPlacement", "metadata": metadata, "status": status.status}
         try:
             body = await self._kube.apply_status(manifest, STATUS_MANAGER)

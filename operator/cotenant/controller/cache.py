@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cotenant.controller.refusals import Subject
 from cotenant.controller.sources import GPU_NODES, NODES, PLACEMENTS, PODS, SERVICES, Source
 from cotenant.core.preflight import Preflight
 from cotenant.core.snapshot import GPUNode, Holder, Placement, Pod, Policy, Snapshot
@@ -60,6 +61,8 @@ class Cache:
         self.policy = policy
         self.refusals: dict[Key, str] = {}
         """(namespace, pod) -> why the API server refused to create it."""
+        self.refused_services: dict[Key, str] = {}
+        """(namespace, Service) -> why it may not be."""
         self._gone: dict[str, float] = {}
         """uid -> when we learned that this very object is no more."""
         self._logs: dict[str, str] = {}
@@ -85,6 +88,8 @@ class Cache:
         record = shelf.source.read(body)
         before = old.record if old is not None and old.uid == uid else None
         record = self._enrich(record, before)
+        if old is not None and old.uid != uid:
+            self._forget_logs(old.uid)
         if old is not None and old.record == record:
             old.version, old.uid = version, uid
             return False
@@ -137,6 +142,13 @@ class Cache:
                 self._start_logs[pod.uid] = ""
                 self._reread(pod.uid, (pod.namespace, pod.name))
 
+    def keep_refusals(self, messages: dict[Subject, str]) -> bool:
+        """What may not be made, and why; whether that is news."""
+        before = (self.refusals, self.refused_services)
+        self.refusals = {(s[1], s[2]): why for s, why in messages.items() if s[0] == "Create"}
+        self.refused_services = {(s[1], s[2]): why for s, why in messages.items() if s[0] == "Apply"}
+        return (self.refusals, self.refused_services) != before
+
     # -------------------------------------------------------------------------------------------------------- reading
     @property
     def synced(self) -> bool:
@@ -163,6 +175,7 @@ class Cache:
             idle=self.idle,
             services=self.shelves[SERVICES].records(),
             refusals=tuple((*key, message) for key, message in sorted(self.refusals.items())),
+            refused_services=tuple((*key, message) for key, message in sorted(self.refused_services.items())),
         )
 
     def sizes(self) -> Iterator[tuple[str, int]]:
@@ -174,6 +187,11 @@ class Cache:
         """The uid of an object, where it is known."""
         entry = self.shelves[source].entries.get(key)
         return entry.uid if entry else None
+
+    def record(self, source: str, key: Key) -> object | None:
+        """What a pass would be told of an object."""
+        entry = self.shelves[source].entries.get(key)
+        return entry.record if entry else None
 
     def version(self, source: str, key: Key) -> int | None:
         """The resourceVersion of an object, where it is known and a number."""
@@ -193,9 +211,12 @@ class Cache:
         if old is None:
             return False
         shelf.row = None
-        self._logs.pop(old.uid, None)
-        self._start_logs.pop(old.uid, None)
+        self._forget_logs(old.uid)
         return old.record is not None
+
+    def _forget_logs(self, uid: str) -> None:
+        self._logs.pop(uid, None)
+        self._start_logs.pop(uid, None)
 
     def _enrich(self, record: Any, before: Any) -> Any:
         """What we know besides the object itself, and as many parts as possible of the record before it."""
@@ -222,8 +243,7 @@ class Cache:
         shelf = self.shelves[PODS]
         entry = shelf.entries.get(key)
         if entry is None or entry.uid != uid:
-            self._logs.pop(uid, None)
-            self._start_logs.pop(uid, None)
+            self._forget_logs(uid)
             return False
         record = self._enrich(entry.record, entry.record)
         if record == entry.record:

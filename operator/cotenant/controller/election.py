@@ -102,6 +102,8 @@ class Election:
                 last = time.monotonic()
             except (ClusterError, TimeoutError) as e:
                 log.warning("renewing the Lease: %s", e or "no answer in time")
+            except Exception:  # whatever it is, who does not renew must stop in time
+                log.exception("renewing the Lease")
             if time.monotonic() - last > self._terms.deadline:
                 log.error("the Lease could not be renewed for %.0f s", self._terms.deadline)
                 break

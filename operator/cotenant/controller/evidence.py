@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from cotenant.controller.cache import Cache, Key
@@ -52,8 +52,9 @@ class Evidence:
         self._running: set[str] = set()
         """uids seen not ready: their becoming ready is a start of which something can be learned."""
 
-    def consider(self, pods: Iterable[Pod], placements: Iterable[Placement]) -> None:
+    def consider(self, pods: Collection[Pod], placements: Iterable[Placement]) -> None:
         """Begin to read what these pods have to say and was not read yet."""
+        self._running &= {pod.uid for pod in pods}  # one that was deleted becomes ready no more
         taught = {(p.namespace, p.name, known.model) for p in placements for known in p.status.learned}
         for pod in pods:
             if pod.ended is not None and pod.ended.log is None:

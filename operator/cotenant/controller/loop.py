@@ -21,7 +21,7 @@ from cotenant.controller.measures import Measures
 from cotenant.controller.sources import Source, sources
 from cotenant.controller.surroundings import survey
 from cotenant.core.decision import Decision
-from cotenant.core.snapshot import Snapshot
+from cotenant.core.snapshot import Manifest, Snapshot
 from cotenant.errors import ClusterError
 from cotenant.kube import Kube
 from cotenant.settings import Settings
@@ -150,7 +150,7 @@ class Loop:
             async for page, at in self._kube.pages(source.api_version, source.kind, namespace, selector):
                 versions.append(at)
                 for body in page:
-                    changed |= self.cache.put(source.name, body)
+                    changed |= self._read(source.name, body)
                     seen.append((body["metadata"].get("namespace") or "", body["metadata"]["name"]))
                 await asyncio.sleep(0)  # others may work between two pages
         oldest = min(versions, key=lambda v: int(v) if v.isdigit() else 0)
@@ -169,20 +169,27 @@ class Loop:
             except ClusterError as e:
                 log.warning("listing everything: %s", e)
                 delay = min(delay, 15.0)
+            except Exception:  # ended, it would end silently: nobody waits for it
+                log.exception("listing everything")
+                delay = min(delay, 15.0)
 
     def _hear(self) -> None:
         """Put what the doorbell brought into the cache; ring if it changes anything."""
         rings = False
         for source, deleted, body in self._doorbell.news():
-            try:
-                changed = self.cache.remove(source, body) if deleted else self.cache.put(source, body)
-            except Exception:  # one unreadable object must not stop the others
-                log.exception("reading %s %s", source, body.get("metadata", {}).get("name"))
-                continue
+            changed = self._read(source, body, deleted=deleted)
             metrics.NEWS.labels(source, "yes" if changed else "no").inc()
             rings |= changed
         if rings:
             self.ring()
+
+    def _read(self, source: str, body: Manifest, *, deleted: bool = False) -> bool:
+        """Put one object into the cache; whether that changes anything."""
+        try:
+            return self.cache.remove(source, body) if deleted else self.cache.put(source, body)
+        except Exception:  # one unreadable object must not stop the others
+            log.exception("reading %s %s", source, body.get("metadata", {}).get("name"))
+            return False
 
     # ------------------------------------------------------------------------------------------------------- deciding
     async def _pass(self) -> None:

@@ -7,6 +7,7 @@ from datetime import datetime
 from sys import intern
 from typing import Any
 
+from cotenant.core import names
 from cotenant.core.names import (
     ALLOCATION_ANNOTATION,
     ENGINE_CONTAINER,
@@ -15,10 +16,9 @@ from cotenant.core.names import (
     NODE_LABEL,
     PLACEMENT_LABEL,
     REPLICA_LABEL,
-    ROLE_LABEL,
 )
 from cotenant.core.share import parse_cpu, parse_quantity
-from cotenant.core.snapshot import Allocation, Ended, Holder, Labels, Node, Pod, ServiceRecord
+from cotenant.core.snapshot import Allocation, Ended, Holder, Labels, Node, Pod, ServicePort, ServiceRecord
 
 Body = dict[str, Any]
 
@@ -41,7 +41,13 @@ def unix(text: str | None) -> float:
 
 def role(body: Body) -> str:
     """What a pod of ours is there for: `engine`, `holder`, `preflight`."""
-    return str(_labels(body).get(ROLE_LABEL) or ("engine" if MODEL_LABEL in _labels(body) else ""))
+    return names.role(_labels(body))
+
+
+def owner_uid(body: Body) -> str:
+    """Of the object that controls this one; '' where none does."""
+    owners = body["metadata"].get("ownerReferences") or ()
+    return next((str(o.get("uid", "")) for o in owners if o.get("controller")), "")
 
 
 def _labels(body: Body) -> Body:
@@ -101,7 +107,7 @@ def pod(body: Body) -> Pod:
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         placement=labels.get(PLACEMENT_LABEL, ""),
-        owner_uid=next((o.get("uid", "") for o in metadata.get("ownerReferences") or () if o.get("controller")), ""),
+        owner_uid=owner_uid(body),
         model=labels.get(MODEL_LABEL, ""),
         replica=_int(labels.get(REPLICA_LABEL)),
         created=unix(metadata.get("creationTimestamp")),
@@ -251,13 +257,23 @@ def _wanted_node(spec: Body) -> str:
 
 
 def service(body: Body) -> ServiceRecord:
-    """A Service of ours."""
-    metadata = body["metadata"]
-    labels = metadata.get("labels") or {}
+    """A Service that carries our label."""
+    metadata, spec, labels = body["metadata"], body.get("spec") or {}, _labels(body)
     return ServiceRecord(
         metadata["namespace"],
         metadata["name"],
         _annotations(body).get(HASH_ANNOTATION, ""),
         labels.get(PLACEMENT_LABEL, ""),
         labels.get(MODEL_LABEL, ""),
+        metadata.get("uid", ""),
+        owner_uid(body),
+        _pairs(spec.get("selector") or {}),
+        tuple(_port(port) for port in spec.get("ports") or ()),
+    )
+
+
+def _port(port: Body) -> ServicePort:
+    number = _int(port.get("port"))
+    return ServicePort(
+        port.get("name") or "", number, str(port.get("targetPort", number)), port.get("protocol") or "TCP"
     )

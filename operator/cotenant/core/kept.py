@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cotenant.core.names import named_for
 from cotenant.core.planning import Places
 from cotenant.core.replica import Assigned, NoPlace, Replica
 
@@ -36,6 +37,6 @@ def _kept(replica: Replica, namespace: str, places: Places, waits: dict[str, NoP
     """One that waits; of other namespaces nothing is named."""
     wanted, place = replica.wanted, places.get(replica.key)
     where = f" on {place.allocation.node}" if isinstance(place, Assigned) else ""
-    ours = wanted.placement.namespace == namespace
-    name = f"{wanted.placement.name}/{wanted.model.name}-{replica.index}" if ours else "a replica of another namespace"
+    own = f"{wanted.placement.name}/{wanted.model.name}-{replica.index}"
+    name = named_for(namespace, wanted.placement.namespace, own)
     return f"{name}{where}, which {waits[replica.key].message}"

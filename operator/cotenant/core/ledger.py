@@ -52,7 +52,11 @@ class Account:
     headroom: int = 0
     """Ten-thousandths: the largest ask of its tenants."""
     strangers: int = field(init=False)
-    """Bytes used by processes that are not ours."""
+    """Bytes used by processes that are not ours: no plan may touch them.
+
+    What pods that are gone still hold, and what no process accounts for, is not among it: it mostly comes back in a moment, and a
+    start waits for it (`free_now`). What stays hidden the agent itself reports as a stranger.
+    """
     promised: int = field(init=False)
     """Sum of the shares of its tenants."""
     expected: int = field(init=False)
@@ -69,11 +73,6 @@ class Account:
         listed = sum(reading.used for reading in self.device.tenants) + self.strangers
         beyond = self.device.used - listed
         return beyond if beyond > NOISE else 0
-
-    @property
-    def foreign(self) -> int:
-        """Bytes this plan may not touch. What pods of ours hold that are gone is not among it: it comes back, and a start waits for it."""
-        return self.strangers + self.unexplained
 
     @property
     def reserved(self) -> int:

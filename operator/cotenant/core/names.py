@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 GROUP = "cotenant.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -26,3 +29,17 @@ STATUS_MANAGER = "cotenant-status"
 AGENT_MANAGER = "cotenant-agent"
 ENGINE_CONTAINER = "engine"
 PRODUCT_LABEL = "nvidia.com/gpu.product"
+ANOTHERS = "a replica of another namespace"
+
+
+def role(labels: Mapping[str, Any]) -> str:
+    """What a pod of ours is there for: `engine`, `holder`, `preflight`; '' for a pod that is not ours.
+
+    An engine whose role was stripped by hand is told by its model.
+    """
+    return str(labels.get(ROLE_LABEL) or ("engine" if MODEL_LABEL in labels else ""))
+
+
+def named_for(reader: str, namespace: str, name: str) -> str:
+    """How something of ours is called to who reads in a namespace: of other namespaces nothing is named."""
+    return name if namespace == reader else ANOTHERS

@@ -26,11 +26,13 @@ from cotenant.core.names import (
     REPLICA_LABEL,
     ROLE_LABEL,
 )
-from cotenant.core.snapshot import Allocation, EngineImage, Manifest, Model, Policy
+from cotenant.core.snapshot import Allocation, EngineImage, Manifest, Model, Policy, ServicePort
 
 HASH_VERSION = "v1"
 _USER = 65534
 _SHM_GIB = 2
+PORT = ServicePort("http", 80, "http")
+"""Where every Service answers."""
 
 
 def engine_image(name: str, policy: Policy) -> EngineImage:
@@ -253,10 +255,17 @@ def service(wanted: Wanted) -> Manifest:
         },
         "spec": {
             "type": "ClusterIP",
-            "selector": labels(wanted) | {ROLE_LABEL: "engine"},
-            "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
+            "selector": selector(wanted),
+            "ports": [
+                {"name": PORT.name, "port": PORT.port, "targetPort": PORT.target, "protocol": PORT.protocol},
+            ],
         },
     }
+
+
+def selector(wanted: Wanted) -> dict[str, str]:
+    """The pods its Service is in front of."""
+    return labels(wanted) | {ROLE_LABEL: "engine"}
 
 
 def service_hash(wanted: Wanted) -> str:

@@ -14,6 +14,7 @@ from cotenant.core.faults import Faults
 from cotenant.core.ledger import Account
 from cotenant.core.lessons import Lessons
 from cotenant.core.memo import Memo
+from cotenant.core.names import named_for
 from cotenant.core.planning import Places
 from cotenant.core.replica import Assigned, Crew, NoPlace
 from cotenant.core.rollout import Admitted
@@ -21,6 +22,7 @@ from cotenant.core.share import gib
 from cotenant.core.snapshot import Learned, Manifest, Placement, Snapshot
 from cotenant.core.status import (
     READY,
+    SERVICE_REFUSED,
     UNPLACED,
     ModelState,
     Notice,
@@ -48,6 +50,7 @@ def states(
 ) -> dict[str, list[ModelState]]:
     """What is said of every model, by `namespace/placement`."""
     refusals = {(namespace, name): message for namespace, name, message in snapshot.refusals}
+    unreachable = {(namespace, name): message for namespace, name, message in snapshot.refused_services}
     started = {start.replica.key: start for start in admitted.starts}
     special = {key.removesuffix("+") for key in (*admitted.waits, *troubles.of, *started)}
     out: dict[str, list[ModelState]] = {}
@@ -55,12 +58,24 @@ def states(
         placement = case.wanted[0].placement
         taught = tuple(lessons.get(wanted.key, ()) for wanted in case.wanted)
         told = partial(
-            _of_case, case, crew, taught, demands, places, admitted, troubles, issues, refusals, started, memo
+            _of_case,
+            case,
+            crew,
+            taught,
+            demands,
+            places,
+            admitted,
+            troubles,
+            issues,
+            refusals,
+            unreachable,
+            started,
+            memo,
         )
         plain = not (
             (special and any(replica.key in special for replica in crew))
             or (demands.blocked and any(wanted.key in demands.blocked for wanted in case.wanted))
-            or any(namespace == placement.namespace for namespace, _ in refusals)
+            or any(namespace == placement.namespace for namespace, _ in (*refusals, *unreachable))
         )
         known = (case, crew, *taught, *[places.get(replica.key) for replica in crew])
         out[f"{placement.namespace}/{placement.name}"] = memo.of("states", known, (), told) if plain else told()
@@ -77,6 +92,7 @@ def _of_case(
     troubles: Faults,
     issues: dict[str, tuple[Issue, ...]],
     refusals: dict[tuple[str, str], str],
+    unreachable: dict[tuple[str, str], str],
     started: dict[str, Start],
     memo: Memo,
 ) -> list[ModelState]:
@@ -112,6 +128,7 @@ def _of_case(
             troubles.by_model.get(wanted.key, ()),
             taught,
             estimates.get(wanted.key),
+            unreachable.get(wanted.service, ""),
         )
         for wanted, taught in zip(case.wanted, lessons, strict=True)
     ]
@@ -154,14 +171,20 @@ def statuses(
     for placement in snapshot.placements:
         if placement.deleting:
             continue
-        owner = f"{placement.namespace}/{placement.name}"
+        owner, reader = f"{placement.namespace}/{placement.name}", placement.namespace
         mine, told = models.get(owner, _NOTHING), issues.get(owner, ())
         gpus = memo.of("gpus", (mine,), (), partial(_gpus, mine))
         there = [ledger.get(uuid) for uuid in gpus]
-        notices = memo.of("notices", (gpus, snapshot.policy, *there), (), partial(_notices, gpus, ledger, binding))
+        notices = memo.of(
+            "notices", (gpus, snapshot.policy, *there), (reader,), partial(_notices, reader, gpus, ledger, binding)
+        )
         if memo.has("status says so", (placement, mine, notices), (told,)):
             continue
-        said = (tuple((m.wanted.key, m.replicas, m.faults, m.learned) for m in mine), told, tuple(notices))
+        said = (
+            tuple((m.wanted.key, m.replicas, m.faults, m.learned, m.unreachable) for m in mine),
+            told,
+            tuple(notices),
+        )
         if memo.has("status stands", (placement,), (said,)):
             memo.of("status says so", (placement, mine, notices), (told,), lambda: True)
             continue
@@ -204,8 +227,8 @@ def _gpus(models: list[ModelState]) -> tuple[str, ...]:
     )
 
 
-def _notices(uuids: tuple[str, ...], ledger: dict[str, Account], binding: Binding) -> list[Notice]:
-    """Trouble on the GPUs of a placement that is not its own doing."""
+def _notices(reader: str, uuids: tuple[str, ...], ledger: dict[str, Account], binding: Binding) -> list[Notice]:
+    """Trouble on the GPUs of a placement that is not its own doing, for who reads in its namespace."""
     over: list[str] = []
     conflicts: list[str] = []
     for uuid in uuids:
@@ -214,10 +237,10 @@ def _notices(uuids: tuple[str, ...], ledger: dict[str, Account], binding: Bindin
             continue
         device = account.device
         where = f"GPU {device.index} of {device.node}"
-        from_share = [
-            f"{t.pod.name} uses {gib(excess)} more than share + overrun on {where}" for t, excess in account.over()
-        ]
-        over.extend(from_share)
+        over.extend(
+            f"{named_for(reader, t.pod.namespace, t.pod.name)} uses {gib(excess)} more than share + overrun on {where}"
+            for t, excess in account.over()
+        )
         conflicts.extend(
             f"{where}: pid {s.pid} ({s.command or '?'}{', pod ' + s.pod if s.pod else ''}) uses {gib(s.used)}"
             for s in device.strangers
@@ -243,7 +266,10 @@ def _told(placement: Placement, models: list[ModelState], issues: tuple[Issue, .
     before = {(m.model, m.index): m.phase for m in placement.status.replicas}
     about = (placement.namespace, placement.name, placement.uid)
     events = []
+    refused_before = any(condition.type == SERVICE_REFUSED for condition in placement.status.conditions)
     for model in models:
+        if model.unreachable and not refused_before:
+            events.append(Emit(*about, "Warning", SERVICE_REFUSED, f"{model.wanted.model.name}: {model.unreachable}"))
         for state in model.replicas:
             name = model.wanted.model.name
             if before.get((name, state.index)) == state.phase:

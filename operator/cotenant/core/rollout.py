@@ -9,12 +9,15 @@ from cotenant.core.budget import Budget
 from cotenant.core.drift import Changes, Leave, Pace, Start
 from cotenant.core.knots import Crowded, is_crowded, kept_out_by, needed_on
 from cotenant.core.ledger import Account
+from cotenant.core.names import named_for
 from cotenant.core.replica import Assigned, NoPlace, Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Pod
 from cotenant.core.status import rfc3339
 
 MEMORY_NOT_FREE = "MemoryNotFree"
+_Name = tuple[str, str]
+"""Namespace and name of a pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,40 +37,40 @@ class _Turns:
     """Who starts and who leaves on each GPU."""
 
     def __init__(self, pods: tuple[Pod, ...]) -> None:
-        self.starting: dict[str, str] = {}
-        self.leaving: dict[str, str] = {}
+        self.starting: dict[str, _Name] = {}
+        self.leaving: dict[str, _Name] = {}
         for pod in pods:
             if pod.ready and not pod.deleting:
                 continue
             for uuid in pod.allocation.gpus if pod.allocation else ():
                 if pod.deleting and pod.ended is None:
-                    self.leaving.setdefault(uuid, pod.name)
+                    self.leaving.setdefault(uuid, (pod.namespace, pod.name))
                 elif pod.is_starting:
-                    self.starting.setdefault(uuid, pod.name)
+                    self.starting.setdefault(uuid, (pod.namespace, pod.name))
 
-    def starter(self, allocation: Allocation | None, beside: str = "") -> str:
-        """The pod that starts on any of these GPUs, other than `beside`."""
-        gpus = allocation.gpus if allocation else ()
-        return next((self.starting[uuid] for uuid in gpus if self.starting.get(uuid, beside) != beside), "")
+    def starter(self, allocation: Allocation | None, reader: str, beside: str = "") -> str:
+        """The pod that starts on any of these GPUs, other than `beside`, for who reads in a namespace."""
+        gpus, own = allocation.gpus if allocation else (), (reader, beside)
+        return next((named_for(reader, *self.starting[u]) for u in gpus if self.starting.get(u, own) != own), "")
 
-    def leaver(self, allocation: Allocation) -> str:
-        """The pod that leaves any of these GPUs."""
-        return next((self.leaving[uuid] for uuid in allocation.gpus if uuid in self.leaving), "")
+    def leaver(self, allocation: Allocation, reader: str) -> str:
+        """The pod that leaves any of these GPUs, for who reads in a namespace."""
+        return next((named_for(reader, *self.leaving[uuid]) for uuid in allocation.gpus if uuid in self.leaving), "")
 
     def leave(self, pod: Pod) -> None:
         if pod.allocation and pod.is_alive:
             for uuid in pod.allocation.gpus:
-                self.leaving.setdefault(uuid, pod.name)
-                if self.starting.get(uuid) == pod.name:
+                self.leaving.setdefault(uuid, (pod.namespace, pod.name))
+                if self.starting.get(uuid) == (pod.namespace, pod.name):
                     del self.starting[uuid]
 
     def has_any(self, allocation: Allocation | None) -> bool:
         """Whether somebody starts on, or leaves, any of these GPUs."""
         return any(uuid in self.starting or uuid in self.leaving for uuid in (allocation.gpus if allocation else ()))
 
-    def start(self, allocation: Allocation, name: str) -> None:
-        for uuid in allocation.gpus:
-            self.starting[uuid] = name
+    def start(self, start: Start) -> None:
+        for uuid in start.allocation.gpus:
+            self.starting[uuid] = (start.replica.wanted.placement.namespace, start.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ def _starts(
                 full = [(start, uuid) for uuid in start.allocation.gpus if is_crowded(start, there.ledger[uuid])]
                 crowded.setdefault(start.replica.wanted.key, []).extend(full)
             continue
-        turns.start(start.allocation, start.name)
+        turns.start(start)
         starts.append(start)
     return starts, crowded, min(wake, default=None)
 
@@ -224,7 +227,7 @@ def _why_stay(leave: Leave, turns: _Turns, there: Circumstances) -> NoPlace | No
         return None
     if stopped := leave.held or there.stopped(leave):
         return NoPlace(leave.reason, f"it serves on as it is: {stopped}", waiting=True, stuck=True)
-    starter = turns.starter(leave.pod.allocation, beside=leave.pod.name)
+    starter = turns.starter(leave.pod.allocation, leave.pod.namespace, beside=leave.pod.name)
     if starter and leave.successor is None:
         why = f"is replaced once {starter} has started: memory given back beside a start would kill it"
         return NoPlace(leave.reason, why, waiting=True)
@@ -260,27 +263,31 @@ def _wait(leave: Leave, waits: dict[str, NoPlace], why: NoPlace) -> None:
 def _why_wait(
     start: Start, turns: _Turns, ledger: dict[str, Account], pending: Callable[[Allocation], str]
 ) -> NoPlace | None:
-    allocation = start.allocation
+    allocation, reader = start.allocation, start.replica.wanted.placement.namespace
     if why := pending(allocation):
         reason = "InjectionUnverified" if why.startswith("InjectionUnverified") else "GPUNotHeld"
         return NoPlace(reason, why.removeprefix("InjectionUnverified: "), waiting=True)
-    if starter := turns.starter(allocation):
+    if starter := turns.starter(allocation, reader):
         return NoPlace("TurnAtGPU", f"waits for its turn: {starter} is starting on the same GPU", waiting=True)
-    if leaver := turns.leaver(allocation):
+    if leaver := turns.leaver(allocation, reader):
         return NoPlace("TurnAtGPU", f"waits for its turn: {leaver} is leaving the same GPU", waiting=True)
     for uuid in allocation.gpus:
         account = ledger[uuid]
         free, needed = account.free_now(), needed_on(start, account)
         if free < needed:
-            return NoPlace(MEMORY_NOT_FREE, _not_free(account, free, needed), waiting=True)
+            return NoPlace(MEMORY_NOT_FREE, _not_free(account, free, needed, reader), waiting=True)
     return None
 
 
-def _not_free(account: Account, free: int, needed: int) -> str:
+def _not_free(account: Account, free: int, needed: int, reader: str) -> str:
     device = account.device
     known = {(tenant.pod.namespace, tenant.pod.name) for tenant in account.tenants}
-    lingering = [f"{r.namespace}/{r.pod} {gib(r.used)}" for r in device.tenants if (r.namespace, r.pod) not in known]
-    over = [f"{tenant.pod.name} by {gib(excess)}" for tenant, excess in account.over()]
+    lingering = [
+        f"{named_for(reader, r.namespace, r.pod)} {gib(r.used)}"
+        for r in device.tenants
+        if (r.namespace, r.pod) not in known
+    ]
+    over = [f"{named_for(reader, t.pod.namespace, t.pod.name)} by {gib(excess)}" for t, excess in account.over()]
     text = f"the start needs {gib(needed)} free on GPU {device.index} of {device.node}, {gib(free)} are"
     if lingering:
         text += f"; not given back yet by {', '.join(lingering)}"

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 
 from cotenant.core.decision import Apply, Delete
 from cotenant.core.demand import Demands, Wanted
 from cotenant.core.memo import Memo
-from cotenant.core.pod import service, service_hash
-from cotenant.core.snapshot import ServiceRecord, Snapshot
+from cotenant.core.pod import PORT, selector, service, service_hash
+from cotenant.core.snapshot import Labels, ServiceRecord, Snapshot
 
-Needs = dict[tuple[tuple[str, str], str], Wanted]
-"""The models of a placement by the names and hashes of their Services."""
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One model and what its Service must be like."""
+
+    wanted: Wanted
+    hash: str
+    selector: Labels
+
+    def is_met_by(self, there: ServiceRecord | None) -> bool:
+        """Whether that Service says all we would write, whoever else added to it."""
+        return (
+            there is not None
+            and there.hash == self.hash
+            and there.selector == self.selector
+            and PORT in there.ports
+            and (there.placement, there.model) == (self.wanted.placement.name, self.wanted.model.name)
+        )
 
 
 def services(snapshot: Snapshot, demands: Demands, memo: Memo) -> tuple[Apply, ...]:
@@ -22,13 +39,13 @@ def services(snapshot: Snapshot, demands: Demands, memo: Memo) -> tuple[Apply, .
     return tuple(Apply(service(wanted), "Service") for wanted in lacking if wanted.key not in demands.blocked)
 
 
-def _needs(row: tuple[Wanted, ...]) -> Needs:
-    return {(wanted.service, service_hash(wanted)): wanted for wanted in row}
+def _needs(row: tuple[Wanted, ...]) -> tuple[Need, ...]:
+    return tuple(Need(wanted, service_hash(wanted), tuple(sorted(selector(wanted).items()))) for wanted in row)
 
 
-def _lacking(there: Iterable[ServiceRecord], needs: Iterable[Needs]) -> list[Wanted]:
-    known = {((service.namespace, service.name), service.hash) for service in there}
-    return [wanted for row in needs if not row.keys() <= known for asked, wanted in row.items() if asked not in known]
+def _lacking(there: Iterable[ServiceRecord], needs: Iterable[tuple[Need, ...]]) -> list[Wanted]:
+    known = {(service.namespace, service.name): service for service in there}
+    return [need.wanted for row in needs for need in row if not need.is_met_by(known.get(need.wanted.service))]
 
 
 def stale_services(snapshot: Snapshot, demands: Demands, memo: Memo) -> tuple[Delete, ...]:
@@ -38,11 +55,10 @@ def stale_services(snapshot: Snapshot, demands: Demands, memo: Memo) -> tuple[De
 
 
 def _stale(snapshot: Snapshot, demands: Demands) -> tuple[Delete, ...]:
-    wanted = {(w.placement.namespace, w.placement.name, w.model.name) for w in demands.wanted}
-    readable = {p.key for p in snapshot.placements if not (p.invalid or p.deleting)}
+    wanted = {(*w.service, w.placement.uid) for w in demands.wanted}
+    owners = {(p.namespace, p.uid) for p in snapshot.placements if not (p.invalid or p.deleting)}
     return tuple(
-        Delete(known.namespace, known.name, "", "ModelRemoved", kind="Service")
+        Delete(known.namespace, known.name, known.uid, "ModelRemoved", kind="Service")
         for known in snapshot.services
-        if (known.namespace, known.placement, known.model) not in wanted
-        and (known.namespace, known.placement) in readable
+        if (known.namespace, known.owner_uid) in owners and (known.namespace, known.name, known.owner_uid) not in wanted
     )

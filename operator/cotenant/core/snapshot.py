@@ -371,14 +371,29 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
+class ServicePort:
+    """One port of a Service."""
+
+    name: str
+    port: int
+    target: str
+    protocol: str = "TCP"
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceRecord:
-    """One Service of ours."""
+    """One Service that carries our label."""
 
     namespace: str
     name: str
     hash: str
     placement: str
     model: str
+    uid: str = ""
+    owner_uid: str = ""
+    """Of the placement that Kubernetes collects it with; '' = none."""
+    selector: Labels = ()
+    ports: tuple[ServicePort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,6 +467,8 @@ class Snapshot:
     services: tuple[ServiceRecord, ...] = ()
     refusals: tuple[tuple[str, str, str], ...] = ()
     """(namespace, pod, message): creates the API server refused (a quota, Pod Security, admission), in its words."""
+    refused_services: tuple[tuple[str, str, str], ...] = ()
+    """(namespace, Service, message): those that may not be, because the API server refused them or the name is taken."""
 
 
 Manifest = dict[str, Any]

@@ -15,6 +15,7 @@ from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Condition, Fault, Learned, Manifest, Model, Placement, ReplicaMemory
 
 NOT_READY = "it served and is not ready now: its readiness probe fails, or its node is silent"
+SERVICE_REFUSED = "ServiceRefused"
 UNPLACED, WAITING, STARTING, READY, LEAVING, FAILED = "Unplaced", "Waiting", "Starting", "Ready", "Leaving", "Failed"
 
 
@@ -48,6 +49,8 @@ class ModelState:
     faults: tuple[Fault, ...] = ()
     learned: tuple[Learned, ...] = ()
     estimate: Manifest | None = None
+    unreachable: str = ""
+    """Why it may not have its Service; '' where it has, or will have, one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,7 @@ def _invalid_status(placement: Placement, issues: tuple[Issue, ...], now: float)
 def _conditions(
     placement: Placement, models: list[ModelState], issues: tuple[Issue, ...], notices: list[Notice], now: float
 ) -> list[Manifest]:
+    unreachable = "; ".join(f"{m.wanted.model.name}: {m.unreachable}" for m in models if m.unreachable)
     named = [(model.wanted.model.name, state) for model in models for state in model.replicas]
     undone = [(name, state) for name, state in named if not state.is_done]
     unplaced = [(name, state) for name, state in named if state.phase == UNPLACED]
@@ -152,6 +156,8 @@ def _conditions(
         out.append(("Ready", "False", issues[0].reason, _issue_text(issues)))
     elif worst:
         out.append(("Ready", "False", _reason(worst[0][1]), _said(worst)))
+    elif unreachable:
+        out.append(("Ready", "False", SERVICE_REFUSED, unreachable))
     else:
         out.append(
             (
@@ -169,8 +175,12 @@ def _conditions(
         out.append(("Stalled", "True", "InvalidSpec", _issue_text(issues)))
     elif stuck and not moving:
         out.append(("Stalled", "True", _reason(stuck[0][1]), _said(stuck)))
+    elif unreachable and not moving:
+        out.append(("Stalled", "True", SERVICE_REFUSED, unreachable))
     if moving:
         out.append(("Reconciling", "True", _reason(moving[0][1]), _said(moving)))
+    if unreachable:
+        out.append((SERVICE_REFUSED, "True", SERVICE_REFUSED, unreachable))
     out += [(notice.type, "True", notice.reason, notice.message) for notice in notices]
     return [_condition(placement, *said, now) for said in out]
 
@@ -209,9 +219,10 @@ def _model_status(model: ModelState, before: dict[tuple[str, int], ReplicaMemory
         "name": name,
         "desired": len(model.replicas),
         "ready": sum(state.phase == READY for state in model.replicas),
-        "url": url(model.wanted),
         "replicas": [_replica_status(name, state, before, now) for state in model.replicas],
     }
+    if not model.unreachable:  # else somebody else may answer there
+        out["url"] = url(model.wanted)
     if model.faults:
         out["faults"] = [_fault_status(fault) for fault in model.faults]
     if fresh := [fault for fault in model.faults if fault.times]:  # one that healed has none

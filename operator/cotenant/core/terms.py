@@ -140,9 +140,9 @@ def _foreign(account: Account) -> int:
     leaves no room for another promise.
     """
     device = account.device
-    if not account.tenants or account.expected + account.foreign > device.usable:
-        return account.foreign
-    return min(account.foreign, max(0, device.usable - account.reserved - account.promised))
+    if not account.tenants or account.expected + account.strangers > device.usable:
+        return account.strangers
+    return min(account.strangers, max(0, device.usable - account.reserved - account.promised))
 
 
 def workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy) -> Workload | NoPlace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cotenant.core.ledger import CONTEXT, Account, accounts
+from cotenant.core.names import named_for
 from cotenant.core.snapshot import Device, Pod, Snapshot
 
 
@@ -79,7 +80,7 @@ def _state(snapshot: Snapshot, pod: Pod, account: Account) -> GPUState:
     own = pod.allocation.bytes if pod.allocation else 0
     alive = pod.ended is None and pod.phase not in ("Succeeded", "Failed")
     leaving = tuple(
-        (f"{reading.namespace}/{reading.pod}", reading.used)
+        (named_for(pod.namespace, reading.namespace, reading.pod), reading.used)
         for reading in device.tenants
         if (reading.namespace, reading.pod) != (pod.namespace, pod.name)
         and ((holder := pods.get((reading.namespace, reading.pod))) is None or not holder.is_alive)
@@ -94,7 +95,7 @@ def _state(snapshot: Snapshot, pod: Pod, account: Account) -> GPUState:
             (stranger.pid, _name(stranger.pod, stranger.command), stranger.used) for stranger in device.strangers
         ),
         neighbours=tuple(
-            (f"{tenant.pod.namespace}/{tenant.pod.name}", excess)
+            (named_for(pod.namespace, tenant.pod.namespace, tenant.pod.name), excess)
             for tenant, excess in account.over()
             if tenant.pod.uid != pod.uid and tenant.pod.is_alive
         ),
@@ -118,8 +119,8 @@ def _beside(snapshot: Snapshot, pod: Pod, device: Device) -> list[str]:
         started_within = other.created <= until and (not other.was_ready if since is None else since >= pod.created)
         ended_within = other.ended is not None and pod.created <= other.ended.at <= until
         if (other.is_alive and started_within) or other.deleting or ended_within:
-            names.append(f"{other.namespace}/{other.name}")
-    return sorted(names)
+            names.append(named_for(pod.namespace, other.namespace, other.name))
+    return sorted(set(names))
 
 
 def needed(state: GPUState) -> int:

@@ -20,6 +20,10 @@ MAX_LOG = 512 * 1024
 MAX_LINE = 4000
 MAX_LINES = 200
 """Lines that say the same which are looked at: a log may hold nothing else."""
+LAST_WORDS = 8000
+"""Characters from the end of a log among which its last words are looked for."""
+CUT = 2000
+"""Bytes from which on a termination message is the end of a log (the kubelet's 2,048) whose first line may be cut."""
 NOISE = 256 * MIB
 """Below this nobody is blamed: readings move so much by themselves."""
 
@@ -91,7 +95,7 @@ def judge(evidence: Evidence) -> Verdict:
     """The verdict. Never raises, and the same evidence gives the same verdict."""
     if evidence.deleted_by_us:
         return Verdict(Kind.STOPPED, "deleted by Cotenant")
-    log = clean(f"{evidence.log or ''}\n{evidence.message}")
+    log = clean(f"{evidence.log or ''}\n{_whole_lines(evidence.message)}")
     ran = served(log) or ((evidence.was_ready or evidence.exit_code == 0) and not began(log))
     phase = Phase.RUN if ran else Phase.START
     if evidence.reason == "OOMKilled":
@@ -125,6 +129,12 @@ _PREFIX = re.compile(
     r"(?:\([A-Za-z0-9_ =.:-]{1,80}\) ?){0,3}"
     r"(?:(?:CRITICAL|ERROR|WARNING|INFO|DEBUG) [0-9-]{5,10} [0-9:.,]{8,15} \[[^\]\n]{1,120}\] ?)?"
 )
+_INFO = re.compile(r"(?:\([A-Za-z0-9_ =.:-]{1,80}\) ?){0,3}(?:INFO|DEBUG)[ :]")
+_PRIVATE = (
+    "Received request", "Generated response", "Added request", "details: prompt:", "prompt_token_ids", "SchedulerOutput(",
+    "non-default args", "'role':", '"role":',
+)  # fmt: skip
+"""What marks a line of vLLM's request log, of its dump of a failed step, and the one of all it was started with."""
 _ERROR = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_.]{0,80})?(?:Error|Exception|Interrupt|Exit): ?\S")
 _WRAPPERS = ("EngineDeadError", "Engine core initialization failed", "EngineCore encountered an issue", "leaked ")
 
@@ -133,6 +143,11 @@ def clean(text: str) -> str:
     """The end of a log as plain lines: no colours, no control characters, no carriage returns."""
     tail = text[-MAX_LOG:].replace("\r\n", "\n").replace("\r", "\n")
     return _ANSI.sub("", tail).translate(_CONTROL).encode("utf-8", "replace").decode("utf-8")
+
+
+def _whole_lines(message: str) -> str:
+    """A termination message without the line at its beginning that the kubelet may have cut."""
+    return message.partition("\n")[2] if len(message.encode("utf-8", "replace")) >= CUT else message
 
 
 def _line(log: str, at: int) -> tuple[int, str]:
@@ -152,7 +167,7 @@ def _find(death: Death, log: str, reached: Progress) -> int | None:
             start, line = _line(log, at)
             if (
                 all(part in line for part in parts)
-                and "Received request" not in line
+                and not _tells_of_requests(line)
                 and _fits(death, log, start, reached)
             ):
                 found.append(at)
@@ -201,16 +216,24 @@ def _root_cause(log: str) -> str:
     """The last line of a traceback that is not a wrapper's."""
     for line in reversed(log.split("\n")):
         text = _PREFIX.sub("", line[:MAX_LINE], count=1).strip()
-        if _ERROR.match(text) and not any(wrapper in text for wrapper in _WRAPPERS):
+        if _ERROR.match(text) and not any(word in text for word in (*_WRAPPERS, *_PRIVATE)):
             return _text(text)
     return ""
 
 
 def _last_words(log: str) -> str:
-    lines = [text for line in log[-8000:].split("\n") if (text := _text(line))]
+    """The last three lines worth telling; of one whose beginning is cut off nobody knows what it is."""
+    whole = log if len(log) <= LAST_WORDS else log[-LAST_WORDS:].partition("\n")[2]
+    lines = [line for line in whole.split("\n") if _text(line) and not _tells_of_requests(line)]
     # how a server shuts down says nothing of why
-    lines = [text for text in lines if not text.startswith("INFO")] or lines
-    return " | ".join(lines[-3:])[-700:]
+    lines = [line for line in lines if not _INFO.match(line)] or lines
+    # pydantic ends a line with the value it refused
+    return " | ".join(_text(line).partition(" [type=")[0] for line in lines[-3:])[-700:]
+
+
+def _tells_of_requests(line: str) -> bool:
+    """Whether it may hold what a user asked, what was answered or what the engine was given: that is told to nobody."""
+    return any(words in line for words in _PRIVATE)
 
 
 # --------------------------------------------------------------------------------------------- without a telling text
