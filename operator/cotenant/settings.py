@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     context: str | None = None
     namespace: str = "cotenant-system"
     """Where the operator itself, its Lease, holders and preflights live."""
+    agent_namespace: str = "cotenant-agent"
+    """Where the agents and the Leases of their heartbeats live; the agents are told the same."""
     watch_namespaces: Names = ()
     """Namespaces whose ModelPlacements are served; empty = all."""
     managed_label: Annotated[tuple[str, str], NoDecode, BeforeValidator(_label)] = ("cotenant.dev/managed", "true")

@@ -84,7 +84,7 @@ class Node:
         """The agent (or its reader), as its container runs it."""
         settings = {
             "COTENANT_NODE_NAME": self.name,
-            "COTENANT_NAMESPACE": NAMESPACE,
+            "COTENANT_AGENT_NAMESPACE": NAMESPACE,
             "COTENANT_POD_NAME": f"agent-{self.name}",
             "COTENANT_KUBECONFIG": str(self.kubeconfig),
             "COTENANT_PROC": str(self.proc.root),

@@ -20,7 +20,9 @@ class AgentSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="COTENANT_", frozen=True, extra="ignore")
 
     node_name: Annotated[str, Field(min_length=1, description="spec.nodeName of the agent's pod.")]
-    namespace: Annotated[str, Field(min_length=1, description="Where the heartbeat's Lease is.")] = "cotenant-system"
+    agent_namespace: Annotated[str, Field(min_length=1, description="Where the heartbeat's Lease is.")] = (
+        "cotenant-agent"
+    )
     pod_name: str = ""
     """Names the holder of the Lease."""
     proc: Path = Path("/proc")
