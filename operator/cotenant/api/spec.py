@@ -117,7 +117,10 @@ class EngineField(Resource):
     cuda_graphs: CUDAGraphsField = CUDAGraphsField()
     compilation_config: Annotated[
         dict[str, Any] | None,
-        Field(json_schema_extra=schema_extra(preserve=True), description="vLLM's --compilation-config, as JSON."),
+        Field(
+            json_schema_extra=schema_extra(preserve=True),
+            description="vLLM's --compilation-config: an object, as its JSON would be.",
+        ),
     ] = None
     limit_mm_per_prompt: Annotated[
         dict[Annotated[str, Field(max_length=32)], Annotated[int, Field(ge=0, le=1024)]] | None,
@@ -129,7 +132,10 @@ class EngineField(Resource):
     ] = None
     mm_processor_kwargs: Annotated[
         dict[str, Any] | None,
-        Field(json_schema_extra=schema_extra(preserve=True), description="--mm-processor-kwargs, as JSON."),
+        Field(
+            json_schema_extra=schema_extra(preserve=True),
+            description="--mm-processor-kwargs: an object, as its JSON would be.",
+        ),
     ] = None
     mm_processor_cache_gb: Annotated[
         int | None,
