@@ -190,6 +190,20 @@ class ResourcesField(Resource):
     memory: MemoryText | None = None
 
 
+class CacheField(Resource):
+    """Where what was downloaded from the hub is kept; without it every start of an engine downloads its model anew."""
+
+    claim: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+            max_length=253,
+            description="A PersistentVolumeClaim of this namespace that can be written; models may share one. On several nodes it "
+            "must be ReadWriteMany.",
+        ),
+    ]
+
+
 class OnOutOfMemoryField(Resource):
     """What may change by itself when an engine runs out of memory. Nothing here = it is only started again."""
 
@@ -260,11 +274,13 @@ class ModelField(Resource):
             description="A Secret of this namespace whose key `token` holds the hub token.",
         ),
     ] = None
+    cache: CacheField | None = None
     on_out_of_memory: OnOutOfMemoryField = OnOutOfMemoryField()
 
 
 MODEL_RULES = [
     ("!has(self.tokenSecret) || self.uri.startsWith('hf://')", "tokenSecret is only used with an hf:// uri; remove it"),
+    ("!has(self.cache) || self.uri.startsWith('hf://')", "cache is only used with an hf:// uri; remove it"),
     (
         "!has(self.onOutOfMemory) || !has(self.onOutOfMemory.allow) || has(self.onOutOfMemory.maxShare)"
         " || !self.onOutOfMemory.allow.exists(r, r == 'GrowShare')",
