@@ -35,7 +35,7 @@ check: | $(UV) ## lint, format, types, import contracts, generated files, chart
 	$(RUN) lint-imports
 	$(RUN) cotenant crds --check
 	diff -r crds charts/cotenant/files/crds
-	$(CLUSTER) helm lint --strict charts/cotenant
+	$(CLUSTER) helm lint --strict charts/cotenant --values charts/cotenant/ci/lint-values.yaml
 
 test: | $(UV) ## all tests that need no GPU; a real node too, where this machine can hold one
 	@$(CLUSTER) build $(NODE) >/dev/null

@@ -27,7 +27,8 @@ def render(values: Mapping[str, str] | None = None) -> list[Object]:
     """The chart's objects; `values` as helm's --set takes them."""
     homes = {f"HELM_{name}_HOME": str(build.cache() / "helm" / name.lower()) for name in ("CACHE", "CONFIG", "DATA")}
     words = [word for name, value in (values or {}).items() for word in ("--set", f"{name}={value}")]
-    command = [str(build.helm()), "template", "cotenant", str(CHART), *words]
+    needed = ("--values", str(CHART / "ci" / "lint-values.yaml"))
+    command = [str(build.helm()), "template", "cotenant", str(CHART), *needed, *words]
     done = subprocess.run(command, env={**os.environ, **homes}, text=True, capture_output=True)
     if done.returncode:
         raise RuntimeError(f"helm template: {done.stderr.strip()}")

@@ -76,39 +76,61 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
 class Settings(BaseSettings):
     """What an administrator may set. Every field is the environment variable COTENANT_<NAME>."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True, use_attribute_docstrings=True
+    )
 
     kubeconfig: str | None = None
     """A file; empty = the ServiceAccount of the pod this runs in."""
     context: str | None = None
+    """A context of that file; empty = its current one."""
     namespace: str = "cotenant-system"
     """Where the operator itself, its Lease, holders and preflights live."""
+    agent_namespace: str = "cotenant-agent"
+    """Where the agents and the Leases of their heartbeats live; the agents are told the same."""
     watch_namespaces: Names = ()
-    """Namespaces whose ModelPlacements are served; empty = all."""
+    """Namespaces whose ModelPlacements are served, with commas; empty = all."""
     managed_label: Annotated[tuple[str, str], NoDecode, BeforeValidator(_label)] = ("cotenant.dev/managed", "true")
+    """Nodes with this label are Cotenant's to use; `*` = all with a GPU."""
 
     headroom: Annotated[int, BeforeValidator(_headroom), AfterValidator(_below_all)] = 500
+    """Of each GPU, promised to nobody, where a placement does not say."""
     overrun: Annotated[int, _whole(0, parse_quantity)] = Policy().overrun
+    """What an engine is expected to use beyond its share, per GPU, until measured, of a model whose config is not known."""
     engines: Annotated[tuple[EngineSetting, ...], NoDecode, BeforeValidator(lambda v: _engines(v))] = ()
     """A file (JSON or YAML) or the JSON itself: a list of {name, image, version}."""
     max_tenants_per_gpu: Annotated[int, Field(ge=1, le=64)] = 16
+    """Engines on one GPU at most."""
     max_moves: Annotated[int, Field(ge=0, le=64)] = 8
+    """Running replicas of lower priority that one plan may move or displace to make room; 0 = none."""
     node_grace: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds a node may be NotReady before its replicas are planned elsewhere."""
     start_timeout: Annotated[float, Field(ge=10)] = 1800.0
+    """Seconds a start may take before it counts as failed."""
     default_cpu: Annotated[int, _whole(1, parse_cpu)] = 1000
+    """What a replica asks of its node where its model does not say."""
     default_memory: Annotated[int, _whole(1, parse_quantity)] = Policy().default_memory
+    """The same of the node's memory."""
     binding: Literal["Pinned"] = "Pinned"
+    """How pods are bound to GPUs; there is one way yet."""
     injection: Literal["auto", "cdi-device-plugin", "cdi-jit", "env", "nri", "volume-mounts"] = "cdi-device-plugin"
+    """How a pod is given its GPUs (install.md)."""
     runtime_class: str = "nvidia"
+    """NVIDIA's runtime."""
     reserve: bool = True
+    """Hold every GPU with a pod before using it; false only on nodes nobody else uses."""
     hub_offline: bool = False
     """True: models' configs come from the catalogue alone, nobody asks a hub."""
-    """Hold every GPU with a pod before using it; false only on nodes nobody else uses."""
     holder_idle: Annotated[float, Field(ge=0)] = 300.0
+    """Seconds a held GPU may be empty before it is given back."""
     holder_image: str = Policy().holder_image
+    """Of the pods that hold GPUs; it only has to sleep."""
     holder_priority_class: str = ""
+    """Of the pods that hold GPUs; empty = none."""
     preflight: bool = True
+    """Prove on every node that a pod sees exactly the GPU it was given before an engine lands there."""
     preflight_image: str = ""
+    """An image with the program `cotenant`."""
     service_account: str = ""
     """Of holders and preflights, in the operator's namespace: it needs no rights, it may bring pull secrets."""
 
@@ -119,16 +141,23 @@ class Settings(BaseSettings):
     concurrency: Annotated[int, Field(ge=1, le=256)] = 16
     """Requests under way at a time; more gained nothing against one API server (225 applies/s at 16)."""
     leader_election: bool = True
+    """Work only while holding the Lease; false only where there is one controller for certain."""
     lease_name: str = "cotenant-controller"
+    """The Lease by which one controller works."""
     lease_seconds: Annotated[float, Field(ge=3)] = 15.0
+    """How long the Lease holds without being renewed."""
     identity: str = Field(default_factory=lambda: f"{os.uname().nodename}_{os.getpid()}")
-    """Who holds the Lease."""
+    """Who holds the Lease; by default the host's name and the process's number."""
     host: str = "0.0.0.0"
+    """Where the two ports below listen."""
     health_port: Annotated[int, Field(ge=0, le=65535)] = 8081
+    """/healthz and /readyz; 0 = any free port, which the log names."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    """0 = any free port, which the log names; the same number as health_port = one server for both."""
+    """/metrics; 0 = any free port; the same number as health_port = one server for both."""
     log_format: Literal["text", "json"] = "text"
+    """`json` for machines."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """How much is said."""
 
     @property
     def policy(self) -> Policy:

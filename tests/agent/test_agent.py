@@ -84,7 +84,7 @@ class Node:
         """The agent (or its reader), as its container runs it."""
         settings = {
             "COTENANT_NODE_NAME": self.name,
-            "COTENANT_NAMESPACE": NAMESPACE,
+            "COTENANT_AGENT_NAMESPACE": NAMESPACE,
             "COTENANT_POD_NAME": f"agent-{self.name}",
             "COTENANT_KUBECONFIG": str(self.kubeconfig),
             "COTENANT_PROC": str(self.proc.root),
@@ -243,6 +243,9 @@ def test_it_says_whose_memory_it_is_and_who_holds_the_gpus(node: Node) -> None:
         {"pid": 400, "command": "miner", "used": 2 * GIB},
     ]
     assert status["driverVersion"] == "580.159.04"
+    assert status["summary"] == "2 x NVIDIA H200"
+    table = node.cluster.kubectl("get", "gpunode", node.name, "--no-headers")
+    assert table.split(maxsplit=1)[1].startswith("2 x NVIDIA H200 ")
     assert condition(status, "Supported")["status"] == "True"
 
     found = node.cluster.api.get(API, "GPUNode", node.name)

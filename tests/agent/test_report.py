@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotenant.agent.podresources import Holding, Holdings
+from cotenant.agent.publish import summary
 from cotenant.agent.readings import NodeReading, Xid
 from cotenant.agent.report import STEP, Known, Report, Verdict, matters, report
 from cotenant.core.snapshot import Stranger, TenantReading
@@ -282,3 +283,10 @@ def test_holdings_of_other_devices_are_nobodys_business() -> None:
     fpga = Holdings(at=1.0, held=(Holding("n", "p", "c", "example.com/fpga", "fpga0"),))
 
     assert said(gpu(A), around=surroundings(pod("p", namespace="n"), holdings=fpga)).devices[0].owner is None
+
+
+def test_a_summary_counts_the_gpus_of_each_product() -> None:
+    assert summary([{"product": "NVIDIA H200"}, {"product": "NVIDIA H100"}, {"product": "NVIDIA H200"}]) == (
+        "1 x NVIDIA H100, 2 x NVIDIA H200"
+    )
+    assert summary([{}]) == "1 x unknown GPU"

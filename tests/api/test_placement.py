@@ -40,6 +40,7 @@ def test_every_field_arrives() -> None:
         "priority": 7,
         "engine": engine,
         "resources": {"cpu": "1500m", "memory": "1Gi"},
+        "cache": {"claim": "hub-cache"},
         "onOutOfMemory": {"allow": ["Move", "GrowShare"], "maxShare": "80%", "maxAttempts": 2},
     }
     record = parse(body(written, headroom="10%", nodes={"selector": {"z": "1", "a": "2"}}))
@@ -53,6 +54,7 @@ def test_every_field_arrives() -> None:
         '{"image":3}',
     )
     assert (model.cpu, model.memory, model.served_name) == (1500, 1 << 30, "m")
+    assert model.cache_claim == "hub-cache"
     assert model.on_out_of_memory.allow == (Remedy.GROW_SHARE, Remedy.MOVE)
 
 

@@ -14,6 +14,8 @@ import yaml
 from tests.cluster import build
 
 CHART = Path(__file__).parents[2] / "charts" / "cotenant"
+NEEDED = ("--values", str(CHART / "ci" / "lint-values.yaml"))
+"""What has no default: the image's name."""
 
 Object = dict[str, Any]
 
@@ -23,9 +25,9 @@ class HelmError(Exception):
 
 
 def helm(*words: str, values: Object | None = None) -> str:
-    """What helm prints; HelmError if it fails. Values are given as JSON, which is YAML."""
+    """What helm prints of the chart; HelmError if it fails. Values are given as JSON, which is YAML."""
     env = {**os.environ, **{f"HELM_{name}_HOME": str(build.cache() / "helm") for name in ("CACHE", "CONFIG", "DATA")}}
-    command = [str(build.helm()), *words]
+    command = [str(build.helm()), *words, *NEEDED]
     if values is not None:
         command += ["--values", "-"]
     done = subprocess.run(command, env=env, input=json.dumps(values or {}), capture_output=True, text=True)
@@ -49,3 +51,17 @@ def one(objects: list[Object], kind: str, name: str) -> Object:
     found = [item for item in objects if item["kind"] == kind and item["metadata"]["name"] == name]
     assert len(found) == 1, f"{len(found)} objects {kind}/{name}"
     return found[0]
+
+
+def pods(objects: list[Object]) -> dict[str, Object]:
+    """Pod specs of the workloads, by name."""
+    kinds = ("Deployment", "DaemonSet")
+    return {item["metadata"]["name"]: item["spec"]["template"]["spec"] for item in objects if item["kind"] in kinds}
+
+
+def env(objects: list[Object], workload: str, container: int = 0) -> dict[str, Any]:
+    """Variables of a container: their value, or where it comes from."""
+    return {
+        entry["name"]: entry.get("value", entry.get("valueFrom"))
+        for entry in pods(objects)[workload]["containers"][container]["env"]
+    }

@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.charts.render import CHART, HelmError, Object, helm, one, render
+from tests.charts.render import CHART, HelmError, Object, env, helm, one, pods, render
+from tests.charts.ways import EVERYTHING, WAYS
 
 ROOT = CHART.parents[1]
-EVERYTHING: Object = {
-    "networkPolicy": {"enabled": True},
-    "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
-    "admissionPolicies": {"ownership": {"enabled": True}, "visibleDevices": {"enabled": True}},
-    "imagePullSecrets": [{"name": "registry"}],
-    "commonLabels": {"team": "ml"},
-    "commonAnnotations": {"owner": "ml"},
-    "controller": {
-        "replicas": 2,
-        "podLabels": {"a": "b"},
-        "podAnnotations": {"c": "d"},
-        "nodeSelector": {"kubernetes.io/os": "linux"},
-        "priorityClassName": "system-cluster-critical",
-        "env": {"COTENANT_RESYNC": "60"},
-        "image": {"digest": f"sha256:{'a' * 64}"},
-        "tolerations": [{"operator": "Exists"}],
-        "affinity": {"podAntiAffinity": {}},
-        "topologySpreadConstraints": [
-            {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
-        ],
-    },
-    "agent": {"podLabels": {"a": "b"}, "serviceAccount": {"annotations": {"x": "y"}}},
-    "extraObjects": [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "more", "namespace": "{{ .Release.Namespace }}"}}
-    ],
-}
-WAYS: dict[str, Object] = {
-    "defaults": {},
-    "everything": EVERYTHING,
-    "some namespaces": {"watchNamespaces": ["document-ai", "search"]},
-    "no agent": {"agent": {"enabled": False}},
-    "one namespace": {"agent": {"namespace": ""}},
-    "nri": {"injection": {"style": "nri"}, "agent": {"gpuAccess": "nri"}},
-    "volume mounts": {"injection": {"style": "volume-mounts"}},
-    "nothing optional": {
-        "crds": {"enabled": False},
-        "namespace": {"create": False},
-        "namespaceOverride": "",
-        "aggregateRoles": {"enabled": False},
-        "metrics": {"service": {"enabled": False}},
-        "holder": {"enabled": False},
-        "controller": {"podDisruptionBudget": {"enabled": False}},
-    },
-}
 NAMESPACED = {"Deployment", "DaemonSet", "Service", "ServiceAccount", "ConfigMap", "Role", "RoleBinding"}
-NAMESPACED |= {"PodDisruptionBudget", "NetworkPolicy", "ServiceMonitor"}
+NAMESPACED |= {"PodDisruptionBudget", "NetworkPolicy", "ServiceMonitor", "PrometheusRule"}
 
 
 def test_helm_finds_nothing_to_complain_of() -> None:
@@ -69,80 +28,6 @@ def test_every_object_is_named_once_and_every_namespaced_one_says_where(way: str
     names = [(item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]) for item in objects]
     assert len(names) == len(set(names))
     assert all(item["metadata"].get("namespace") for item in objects if item["kind"] in NAMESPACED)
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_rights_name_what_they_are_for(way: str) -> None:
-    for item in render(WAYS[way]):
-        for rule in item.get("rules", ()) if item["kind"] in ("Role", "ClusterRole") else ():
-            assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
-            assert not {"secrets", "pods/exec", "pods/attach", "pods/portforward"} & set(rule["resources"])
-            assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
-
-
-def rights(objects: list[Object], account: str) -> dict[str, set[str]]:
-    """`scope group/resource` -> verbs of one ServiceAccount, by its bindings."""
-    found: dict[str, set[str]] = {}
-    for binding in objects:
-        if binding["kind"] not in ("RoleBinding", "ClusterRoleBinding"):
-            continue
-        if account not in [subject["name"] for subject in binding["subjects"]]:
-            continue
-        where = binding["metadata"].get("namespace", "cluster")
-        candidates = [
-            item
-            for item in objects
-            if item["kind"] == binding["roleRef"]["kind"]
-            and item["metadata"]["name"] == binding["roleRef"]["name"]
-            and item["metadata"].get("namespace", "cluster") == where
-        ]
-        for rule in candidates[0]["rules"]:
-            for group in rule["apiGroups"]:
-                for resource in rule["resources"]:
-                    found.setdefault(f"{where} {group}/{resource}", set()).update(rule["verbs"])
-    return found
-
-
-READ = {"get", "list", "watch"}
-
-
-def test_the_controller_has_exactly_these_rights() -> None:
-    assert rights(render(), "cotenant-controller") == {
-        "cluster /nodes": READ,
-        "cluster cotenant.dev/gpunodes": READ,
-        "cluster cotenant.dev/modelplacements": READ,
-        "cluster cotenant.dev/modelplacements/status": {"patch"},
-        "cluster node.k8s.io/runtimeclasses": READ,
-        "cluster nvidia.com/clusterpolicies": READ,
-        "cluster /pods": READ | {"create", "delete"},
-        "cluster /pods/log": {"get"},
-        "cluster /services": READ | {"create", "patch", "delete"},
-        "cluster events.k8s.io/events": {"create", "patch"},
-        "cotenant-system coordination.k8s.io/leases": READ | {"create", "update", "patch"},
-    }
-
-
-def test_the_agent_has_exactly_these_rights() -> None:
-    assert rights(render(), "cotenant-agent") == {
-        "cluster cotenant.dev/gpunodes": {"get", "create", "patch"},
-        "cluster cotenant.dev/gpunodes/status": {"patch"},
-        "cluster /pods": {"get", "list"},
-        "cluster /nodes": {"get", "list"},
-        "cotenant-system coordination.k8s.io/leases": {"get", "create", "patch"},
-    }
-
-
-def test_with_a_list_of_namespaces_there_are_rights_to_pods_only_there() -> None:
-    found = rights(render({"watchNamespaces": ["document-ai"]}), "cotenant-controller")
-
-    assert {right.split()[0] for right in found if right.endswith(" /pods")} == {"cotenant-system", "document-ai"}
-    assert not [right for right in found if right.startswith("cluster ") and "create" in found[right]]
-
-
-def pods(objects: list[Object]) -> dict[str, Object]:
-    """Pod specs of the workloads, by name."""
-    kinds = ("Deployment", "DaemonSet")
-    return {item["metadata"]["name"]: item["spec"]["template"]["spec"] for item in objects if item["kind"] in kinds}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -227,12 +112,115 @@ def test_rendering_twice_gives_the_same_and_asks_no_cluster() -> None:
         ({"watchNamespaces": ["Bad Name"]}, "/watchNamespaces/0"),
         ({"agent": {"gpuAccess": "root"}}, "/agent/gpuAccess"),
         ({"controller": {"env": {"LD_PRELOAD": "x"}}}, "LD_PRELOAD"),
+        ({"controller": {"podLabels": {"app.kubernetes.io/name": "x"}}}, "app.kubernetes.io/name"),
+        ({"agent": {"podLabels": {"app.kubernetes.io/component": "x"}}}, "app.kubernetes.io/component"),
+        ({"commonLabels": {"app.kubernetes.io/name": "x"}}, "app.kubernetes.io/name"),
+        ({"controller": {"image": {"repository": ""}}}, "set controller.image.repository"),
+        (
+            {"metrics": {"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}},
+            "set metrics.service.enabled to true",
+        ),
         ({"unknown": 1}, "unknown"),
     ],
 )
 def test_bad_values_are_refused_by_name(values: dict[str, Any], says: str) -> None:
     with pytest.raises(HelmError, match=says):
         render(values)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_key_and_no_variable_is_written_twice(way: str) -> None:
+    """YAML readers take the last one; server-side apply refuses it."""
+    text = helm("template", "cotenant", str(CHART), values=WAYS[way])
+
+    for item in yaml.load_all(text, OnceLoader):
+        for container in (item or {}).get("spec", {}).get("template", {}).get("spec", {}).get("containers", ()):
+            names = [entry["name"] for entry in container["env"]]
+            assert len(names) == len(set(names)), names
+            assert not [entry for entry in container["env"] if entry.get("value") == ""], "re-apply would differ"
+
+
+class OnceLoader(yaml.SafeLoader):
+    """Refuses a mapping with the same key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"{sorted(keys)} {node.start_mark}"
+        return super().construct_mapping(node, deep)
+
+
+def test_what_the_user_sets_wins_over_what_the_chart_sets() -> None:
+    told = env(render(EVERYTHING), "cotenant-controller")
+
+    assert told["COTENANT_LOG_LEVEL"] == "DEBUG"
+    assert told["HF_ENDPOINT"] == "http://x"
+    assert "COTENANT_RUNTIME_CLASS" not in told
+
+
+def test_the_hub_its_token_and_its_cache_are_the_controllers_to_reach() -> None:
+    plain, told = env(render(), "cotenant-controller"), env(render({"hub": EVERYTHING["hub"]}), "cotenant-controller")
+
+    # the root file system is read-only, and nobody's home is none
+    mounts = [mount["mountPath"] for mount in pods(render())["cotenant-controller"]["containers"][0]["volumeMounts"]]
+    assert plain["HF_HOME"].startswith("/tmp/")
+    assert "/tmp" in mounts
+    assert not {"HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "COTENANT_HUB_OFFLINE"} & set(plain)
+    assert told["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
+    assert (told["HF_ENDPOINT"], told["HF_HUB_OFFLINE"], told["COTENANT_HUB_OFFLINE"]) == (
+        "https://hub.example.org",
+        "1",
+        "true",
+    )
+
+
+def test_two_controllers_are_spread_over_nodes_unless_the_user_says_how() -> None:
+    def spread(**values: Any) -> list[Object]:
+        found = pods(render({"controller": values}))["cotenant-controller"].get("topologySpreadConstraints", [])
+        return list(found)
+
+    zone = {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
+    assert spread() == []
+    assert [each["topologyKey"] for each in spread(replicas=2)] == ["kubernetes.io/hostname"]
+    assert [each["topologyKey"] for each in spread(replicas=2, topologySpreadConstraints=[zone])] == [
+        zone["topologyKey"]
+    ]
+    for each in (*spread(replicas=2), *spread(replicas=2, topologySpreadConstraints=[zone])):
+        assert each["labelSelector"]["matchLabels"]["app.kubernetes.io/component"] == "controller"
+
+
+def test_the_network_policies_let_the_controller_reach_the_hub_and_the_agent_only_the_api_server() -> None:
+    def ports(name: str, **values: Any) -> set[int]:
+        policy = one(
+            render({"networkPolicy": {"enabled": True, "apiServerPorts": [6443]}, **values}), "NetworkPolicy", name
+        )
+        return {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+
+    assert ports("cotenant-controller") == {6443, 443, 53}
+    assert ports("cotenant-controller", hub={"offline": True}) == {6443, 53}
+    assert ports("cotenant-agent") == {6443, 53}
+
+
+def test_the_agent_runs_the_controllers_image_unless_it_has_its_own() -> None:
+    def image(**values: Any) -> str:
+        return str(pods(render(values))["cotenant-agent"]["containers"][0]["image"])
+
+    assert image().startswith("registry.example.org/cotenant/operator:")
+    assert image(agent={"image": {"repository": "r/agent", "tag": "1"}}) == "r/agent:1"
+
+
+def test_alerts_are_on_series_and_labels_that_exist() -> None:
+    documented = (ROOT / "docs" / "metrics.md").read_text()
+    rules = one(render(EVERYTHING), "PrometheusRule", "cotenant")["spec"]["groups"][0]["rules"]
+
+    assert rules == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"][0]["rules"]
+    for rule in rules:
+        named = set(re.findall(r"cotenant_\w+", rule["expr"]))
+        assert named
+        for series in named:
+            assert f"`{series}`" in documented, f"{rule['alert']}: {series}"
+        assert f"`{rule['alert']}`" in documented
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert rule["annotations"]["summary"]
 
 
 def test_every_default_is_in_the_table_of_the_readme() -> None:
@@ -278,7 +266,7 @@ def test_the_controllers_settings_are_accepted_by_it(monkeypatch: pytest.MonkeyP
 
 # ------------------------------------------------------------------------------------------- on a real API server
 @pytest.mark.cluster
-@pytest.mark.parametrize("way", ["defaults", "some namespaces", "one namespace", "nri"])
+@pytest.mark.parametrize("way", ["defaults", "some namespaces", "one namespace", "nri", "closed up"])
 def test_a_real_api_server_takes_all_of_it(control_plane: Any, way: str) -> None:
     """Dry run, so that nothing of it stays: the namespaces it needs are those that exist already."""
     values = {**WAYS[way], "namespaceOverride": "default", "namespace": {"create": False}}
@@ -290,21 +278,3 @@ def test_a_real_api_server_takes_all_of_it(control_plane: Any, way: str) -> None
     said = control_plane.kubectl("apply", "--dry-run=server", "--server-side", "-f", "-", input=text)
 
     assert said.count("serverside-applied") == len(render(values))
-
-
-@pytest.mark.cluster
-def test_the_admission_policies_compile(control_plane: Any) -> None:
-    policies = [item for item in render(EVERYTHING) if item["kind"].startswith("ValidatingAdmissionPolicy")]
-    assert len(policies) == 6
-    for item in policies:
-        name = f"test-{item['metadata']['name']}"
-        if item["kind"] == "ValidatingAdmissionPolicy":
-            control_plane.api.apply({**item, "metadata": {"name": name}})
-            made = control_plane.api.wait(
-                item["apiVersion"],
-                item["kind"],
-                name,
-                lambda it: bool(it and it.get("status", {}).get("typeChecking") is not None),
-            )
-            control_plane.api.delete(item["apiVersion"], item["kind"], name)
-            assert not made["status"]["typeChecking"].get("expressionWarnings"), made["status"]

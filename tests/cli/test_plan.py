@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotenant.cli import simulation
-from cotenant.core.snapshot import Spread
+from cotenant.core.snapshot import GPUNode, Node, Spread
 from tests.cli.worlds import said, save, two_nodes, wish
 from tests.core.builders import Cluster, model, node, placement
 
+ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -39,6 +41,33 @@ order (one start per GPU at a time; one turn's go together):
     2  start default/new-b-0
 GPUs in use: 1 -> 2 of 3, proven minimum 2 (volume)
 left: 62Gi; stranded for replicas like these: 24.5Gi (40%); room for more groups of clean GPUs: 0 of 2, 0 of 4, 0 of 8"""
+
+
+def test_the_placement_on_the_front_page_fits_the_card_it_pictures(capsys: Capture, tmp_path: Path) -> None:
+    cluster = Cluster([rtx_pro_6000("rtx-1")])
+    readme = (ROOT / "README.md").read_text()
+    (shown,) = (block for block in re.findall(r"```yaml\n(.*?)```", readme, re.S) if "kind: ModelPlacement" in block)
+    file = tmp_path / "readme.yaml"
+    file.write_text(shown)
+
+    plan = said(capsys, "plan", "--offline", "--snapshot", save(cluster.snapshot(), tmp_path), "-f", str(file))
+
+    assert plan.startswith("2 of 2 replicas placed: 2 start")
+    assert [
+        line.split()[3:8] for line in plan.splitlines() if line.startswith(" default/sparrow/") and "rtx-1" in line
+    ] == [
+        ["rtx-1", "0", "70%", "0.70", "66.5Gi"],
+        ["rtx-1", "0", "20%", "0.20", "19Gi"],
+    ]
+    example = yaml.safe_load((ROOT / "examples" / "sparrow.yaml").read_text())
+    assert yaml.safe_load(shown)["spec"]["models"] == example["spec"]["models"]
+
+
+def rtx_pro_6000(name: str) -> tuple[Node, GPUNode]:
+    """A node with one card of 95 GiB, as the front page pictures it."""
+    host, report = node(name, 1, product="NVIDIA-RTX-PRO-6000-Blackwell")
+    card = replace(report.devices[0], total=97_887 << 20, reserved=597 << 20)
+    return host, replace(report, devices=(card,))
 
 
 def test_who_loses_a_place_is_told_for_whom(capsys: Capture, tmp_path: Path) -> None:

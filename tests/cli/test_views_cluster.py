@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests import install
+from tests.cluster.access import KubectlError
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.kwok import gpu_node
 from tests.scenarios.stage import Stage
@@ -76,10 +77,14 @@ def stage(cluster: ControlPlane, bare: str, plan_before: str) -> Iterator[Stage]
         stage.check()
 
 
-def run(cluster: ControlPlane, *words: str, status: int = 0) -> str:
+def run(cluster: ControlPlane, *words: str, status: int = 0, user: Path | None = None) -> str:
     """What a command prints, as a person at a terminal of 110 columns would see it without colour."""
     command = [sys.executable, "-m", "cotenant", *words]
-    env = {"PATH": "/usr/bin:/bin", "KUBECONFIG": str(cluster.kubeconfig), "PYTHONPATH": str(install.ROOT / "operator")}
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "KUBECONFIG": str(user or cluster.kubeconfig),
+        "PYTHONPATH": str(install.ROOT / "operator"),
+    }
     done = subprocess.run(command, env=env, text=True, capture_output=True)
     assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout if status != 1 else done.stderr
@@ -135,6 +140,20 @@ def test_a_plan_comes_true_and_the_views_agree_on_it(stage: Stage, tmp_path: Pat
     assert {(p["model"].rpartition("/")[2], p["node"]) for p in packed["placements"]} == {
         (model, a["node"]) for (model, _), a in seen.items()
     }
+
+
+def test_the_charts_role_for_readers_shows_them_what_an_administrator_sees(stage: Stage) -> None:
+    cluster = stage.cluster
+    cluster.kubectl("create", "serviceaccount", "reader")
+    cluster.kubectl(
+        "create", "clusterrolebinding", "reader", "--clusterrole=cotenant-reader", "--serviceaccount=default:reader"
+    )
+    reader = cluster.service_account_kubeconfig("default", "reader")
+
+    for words in (["map"], ["plan", "--offline"], ["explain", "--offline", "default/night/big/0"]):
+        assert run(cluster, *words, user=reader) == run(cluster, *words)
+    with pytest.raises(KubectlError, match="Forbidden"):
+        cluster.kubectl("--kubeconfig", reader, "get", "secrets")
 
 
 def test_what_does_not_fit_is_told_with_the_nearest_miss(stage: Stage, tmp_path: Path) -> None:

@@ -59,13 +59,20 @@ class Cluster:
             "KUBECTL_KUBERC": "false",
         }
 
-    def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
-        """A kubeconfig with a fresh token of that ServiceAccount: exactly its rights, and no more."""
+    def service_account_kubeconfig(self, namespace: str, name: str, pod: Object | None = None) -> Path:
+        """A kubeconfig with a fresh token of that ServiceAccount: exactly its rights, and no more.
+
+        With `pod` the token is that pod's, as its kubelet would fetch it: it says on which node.
+        """
         request: Object = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenRequest",
             "spec": {"expirationSeconds": TOKEN_LIFETIME},
         }
+        if pod:
+            meta = pod["metadata"]
+            bound = {"apiVersion": "v1", "kind": "Pod", "name": meta["name"], "uid": meta["uid"]}
+            request["spec"]["boundObjectRef"] = bound
         path = f"api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
         token = self.api.request("POST", path, request)["status"]["token"]
         cluster = yaml.safe_load(self.kubeconfig.read_text())["clusters"][0]["cluster"]

@@ -118,3 +118,16 @@ def test_of_two_controllers_one_leads_and_the_other_takes_over(with_crds: Contro
 
             wait(lambda: leads.search(get(series_b, "/metrics")[1]), 20)
             wait(lambda: get(health_b, "/readyz")[0] == 200)
+
+
+def test_a_silent_agent_is_noticed_by_its_lease_in_the_agents_namespace(
+    with_crds: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    old = {"holderIdentity": "agent", "leaseDurationSeconds": 60, "renewTime": "2026-01-01T00:00:00.000000Z"}
+    meta = {"name": "n1", "namespace": namespace, "labels": {"app.kubernetes.io/managed-by": "cotenant"}}
+    api = with_crds.api
+    api.create({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": meta, "spec": old})
+    settings = {"COTENANT_AGENT_NAMESPACE": namespace, "COTENANT_LEASE_NAME": "silent-agent"}
+
+    with controller(with_crds, tmp_path / "log", **settings):
+        wait(lambda: "the agent of n1 has fallen silent" in (tmp_path / "log").read_text())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cotenant.agent.settings import AgentSettings
 from cotenant.core.snapshot import Policy
 from cotenant.errors import SettingsError
 from cotenant.settings import Settings, load
@@ -70,3 +71,15 @@ def test_every_field_of_the_policy_is_a_setting_and_defaults_agree() -> None:
         assert field.name in Settings.model_fields, f"{field.name} cannot be set"
         if field.name != "engines":
             assert getattr(policy, field.name) == getattr(Policy(), field.name), field.name
+
+
+def test_the_page_of_settings_is_the_codes() -> None:
+    """If this fails: uv run python -m tests.controller.write_settings_page"""
+    from tests.controller.write_settings_page import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page()
+
+
+def test_every_setting_says_what_it_means() -> None:
+    for settings in (Settings, AgentSettings):
+        assert not [name for name, field in settings.model_fields.items() if not field.description]

@@ -152,6 +152,9 @@ def test_a_death_without_a_telling_text(given: Evidence, kind: Kind) -> None:
             Kind.SECRET_MISSING,
         ),
         ("FailedMount", 'persistentvolumeclaim "models" not found', Kind.VOLUME_MISSING),
+        ("Unschedulable", '0/3 nodes are available: persistentvolumeclaim "hub" not found.', Kind.VOLUME_MISSING),
+        ("Unschedulable", "pod has unbound immediate PersistentVolumeClaims", Kind.VOLUME_MISSING),
+        ("Unschedulable", "0/3 nodes are available: 3 node(s) had volume node affinity conflict.", Kind.UNSCHEDULABLE),
         ("Unschedulable", "0/3 nodes are available: 3 Insufficient memory.", Kind.UNSCHEDULABLE),
         (
             "CreateContainerError",

@@ -182,3 +182,17 @@ def gpus(pod: Object) -> list[str]:
     """The UUIDs a pod was given."""
     found: list[str] = json.loads(pod["metadata"]["annotations"]["cotenant.dev/allocation"])["gpus"]
     return found
+
+
+def provide_claim(stage: Stage, claim: str) -> None:
+    """A claim with the volume that it binds to."""
+    size, modes = {"storage": "1Gi"}, ["ReadWriteMany"]
+    bound = {"accessModes": modes, "storageClassName": ""}
+    volume = {**bound, "capacity": size, "hostPath": {"path": "/tmp"}}
+    volume["claimRef"] = {"namespace": stage.namespace, "name": claim}
+    name = f"{stage.namespace}-{claim}"
+    api = stage.cluster.api
+    api.create({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": volume})
+    meta = {"name": claim, "namespace": stage.namespace}
+    spec = {**bound, "volumeName": name, "resources": {"requests": size}}
+    api.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.scenarios.stage import Stage, flag, gpus
+from tests.scenarios.stage import Stage, flag, gpus, provide_claim
 
 pytestmark = pytest.mark.cluster
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
@@ -23,6 +23,11 @@ def test_an_example_becomes_ready(stage: Stage, path: Path) -> None:
         model["tokenSecret"] for item in placements for model in item["spec"]["models"] if "tokenSecret" in model
     }:
         stage.cluster.kubectl("create", "secret", "generic", name, "-n", stage.namespace, "--from-literal=token=x")
+
+    for name in {
+        model["cache"]["claim"] for item in placements for model in item["spec"]["models"] if "cache" in model
+    }:
+        provide_claim(stage, name)
 
     stage.cluster.kubectl("apply", "-n", stage.namespace, "-f", path)
 

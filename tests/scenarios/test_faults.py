@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.scenarios.stage import Stage, gpus, model
+from tests.scenarios.stage import Stage, gpus, model, provide_claim
 from tests.sim import GIB
 
 pytestmark = pytest.mark.cluster
@@ -42,6 +42,21 @@ def test_a_missing_token_secret_is_named_and_healed(stage: Stage) -> None:
 
     stage.cluster.kubectl("create", "secret", "generic", "hf-token", "-n", stage.namespace, "--from-literal=token=x")
     stage.until_ready("p")
+
+
+def test_a_missing_claim_for_downloads_is_named_and_healed(stage: Stage) -> None:
+    stage.sim.add_node("rtx", RTX, 1)
+    stage.apply("p", model("a", "40%", cache={"claim": "hub-cache"}))
+    stage.until(lambda: 'persistentvolumeclaim "hub-cache" not found' in told(stage), 60, "the claim to be named")
+
+    provide_claim(stage, "hub-cache")
+    stage.until_ready("p", 60)
+
+
+def told(stage: Stage) -> str:
+    """What the status says of the first replica."""
+    models = stage.placement("p").get("status", {}).get("models") or [{}]
+    return " ".join(str(replica.get("message")) for replica in models[0].get("replicas", ()))
 
 
 def test_after_a_reboot_engines_start_one_after_the_other(stage: Stage) -> None:

@@ -106,6 +106,7 @@ class Agent:
             "agentVersion": "0.1.0",
             "conditions": self._condition_list(node),
             "gpus": reading,
+            "summary": f"{len(reading)} x {node.product.name}",
         }
         del body["metadata"]["labels"]
         await self._client.request(

@@ -237,7 +237,7 @@ class Agent:
     async def _beat(self) -> None:
         settings = self._settings
         holder = settings.pod_name or settings.node_name
-        beat = lease(settings.node_name, settings.namespace, holder, settings.lease_duration, time.time())
+        beat = lease(settings.node_name, settings.agent_namespace, holder, settings.lease_duration, time.time())
         await self._cluster.apply(beat, AGENT_MANAGER)
 
     # -------------------------------------------------------------------------------------------------------- health

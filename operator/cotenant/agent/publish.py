@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -92,13 +93,15 @@ class Publisher:
             self._condition(kind, verdict, generation, now)
             for kind, verdict in (("Ready", said.ready), ("Supported", said.supported))
         ]
+        gpus = [gpu(device) for device in said.devices] or self._gpus
         return {
             "observedGeneration": generation,
             "agentVersion": version("cotenant"),
             **({"driverVersion": said.driver} if said.driver else {}),
             "conditions": conditions,
             # An agent that has read nothing yet leaves what an earlier one said: Ready=False says that it is old.
-            "gpus": [gpu(device) for device in said.devices] or self._gpus,
+            "gpus": gpus,
+            **({"summary": summary(gpus)} if gpus else {}),
         }
 
     def _condition(self, kind: str, verdict: Verdict, generation: int, now: float) -> Manifest:
@@ -113,6 +116,12 @@ class Publisher:
             "observedGeneration": generation,
             "lastTransitionTime": since,
         }
+
+
+def summary(gpus: Sequence[Manifest]) -> str:
+    """`8 x NVIDIA H100 80GB HBM3`; unlike GPUs in the order of their names."""
+    counted = Counter(str(entry.get("product") or "unknown GPU") for entry in gpus)
+    return ", ".join(f"{count} x {product}" for product, count in sorted(counted.items()))
 
 
 def gpu(device: Device) -> Manifest:

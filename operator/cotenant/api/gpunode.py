@@ -63,6 +63,9 @@ class GPUNodeStatus(Resource):
     """The node's GPUs now."""
 
     observed_generation: int | None = None
+    summary: Annotated[str | None, Field(description="How many GPUs of which product: 8 x NVIDIA H100 80GB HBM3.")] = (
+        None
+    )
     driver_version: str | None = None
     agent_version: str | None = None
     conditions: Conditions = ()
@@ -79,7 +82,7 @@ class GPUNodeResource(Resource):
 
 
 COLUMNS: list[dict[str, Any]] = [
-    {"name": "GPUs", "type": "string", "jsonPath": ".status.gpus[*].product"},
+    {"name": "GPUs", "type": "string", "jsonPath": ".status.summary"},
     {"name": "Ready", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].status'},
     {"name": "Supported", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Supported")].status'},
     {"name": "Reason", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Supported")].reason'},

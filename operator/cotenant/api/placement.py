@@ -137,6 +137,7 @@ def _model(index: int, model: ModelField) -> Model:
         cpu=read("resources.cpu", model.resources.cpu, parse_cpu),
         memory=read("resources.memory", model.resources.memory, parse_quantity),
         token_secret=model.token_secret,
+        cache_claim=model.cache.claim if model.cache else None,
         on_out_of_memory=OnOutOfMemory(
             max_share=read("onOutOfMemory.maxShare", model.on_out_of_memory.max_share, parse_share),
             max_attempts=model.on_out_of_memory.max_attempts,

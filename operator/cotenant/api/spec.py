@@ -117,7 +117,10 @@ class EngineField(Resource):
     cuda_graphs: CUDAGraphsField = CUDAGraphsField()
     compilation_config: Annotated[
         dict[str, Any] | None,
-        Field(json_schema_extra=schema_extra(preserve=True), description="vLLM's --compilation-config, as JSON."),
+        Field(
+            json_schema_extra=schema_extra(preserve=True),
+            description="vLLM's --compilation-config: an object, as its JSON would be.",
+        ),
     ] = None
     limit_mm_per_prompt: Annotated[
         dict[Annotated[str, Field(max_length=32)], Annotated[int, Field(ge=0, le=1024)]] | None,
@@ -129,7 +132,10 @@ class EngineField(Resource):
     ] = None
     mm_processor_kwargs: Annotated[
         dict[str, Any] | None,
-        Field(json_schema_extra=schema_extra(preserve=True), description="--mm-processor-kwargs, as JSON."),
+        Field(
+            json_schema_extra=schema_extra(preserve=True),
+            description="--mm-processor-kwargs: an object, as its JSON would be.",
+        ),
     ] = None
     mm_processor_cache_gb: Annotated[
         int | None,
@@ -182,6 +188,20 @@ class ResourcesField(Resource):
 
     cpu: CPUText | None = None
     memory: MemoryText | None = None
+
+
+class CacheField(Resource):
+    """Where what was downloaded from the hub is kept; without it every start of an engine downloads its model anew."""
+
+    claim: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+            max_length=253,
+            description="A PersistentVolumeClaim of this namespace that can be written; models may share one. On several nodes it "
+            "must be ReadWriteMany.",
+        ),
+    ]
 
 
 class OnOutOfMemoryField(Resource):
@@ -254,11 +274,13 @@ class ModelField(Resource):
             description="A Secret of this namespace whose key `token` holds the hub token.",
         ),
     ] = None
+    cache: CacheField | None = None
     on_out_of_memory: OnOutOfMemoryField = OnOutOfMemoryField()
 
 
 MODEL_RULES = [
     ("!has(self.tokenSecret) || self.uri.startsWith('hf://')", "tokenSecret is only used with an hf:// uri; remove it"),
+    ("!has(self.cache) || self.uri.startsWith('hf://')", "cache is only used with an hf:// uri; remove it"),
     (
         "!has(self.onOutOfMemory) || !has(self.onOutOfMemory.allow) || has(self.onOutOfMemory.maxShare)"
         " || !self.onOutOfMemory.allow.exists(r, r == 'GrowShare')",

@@ -36,8 +36,8 @@ RESOLUTION = (
 )
 CONTROLLER_LABELS = "app.kubernetes.io/part-of=cotenant,app.kubernetes.io/component=controller"
 POLICY_SETTINGS = frozenset(
-    {"namespace", "watch_namespaces", "managed_label", "headroom", "overrun", "max_tenants_per_gpu", "max_moves",
-     "node_grace", "start_timeout", "default_cpu", "default_memory", "injection", "runtime_class", "reserve",
+    {"namespace", "agent_namespace", "watch_namespaces", "managed_label", "headroom", "overrun", "max_tenants_per_gpu",
+     "max_moves", "node_grace", "start_timeout", "default_cpu", "default_memory", "injection", "runtime_class", "reserve",
      "hub_offline", "holder_idle", "holder_image", "holder_priority_class", "preflight", "preflight_image",
      "service_account"}
 )  # fmt: skip
@@ -156,9 +156,9 @@ async def observe(kube: Kube, *, bare: bool = False) -> View:
         )
     now, silent = time.time(), frozenset[str]()
     try:
-        silent = silent_by_the_clock(await agents_leases(kube, settings.namespace), now)
+        silent = silent_by_the_clock(await agents_leases(kube, settings.agent_namespace), now)
     except Refused:
-        notes.append(f"the agents' heartbeats in {settings.namespace} are not yours to read: all count as alive")
+        notes.append(f"the agents' heartbeats in {settings.agent_namespace} are not yours to read: all count as alive")
     return View(replace(cache.snapshot(now), silent=silent), tuple(notes), settings.hub_offline, installed)
 
 

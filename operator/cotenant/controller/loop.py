@@ -75,7 +75,7 @@ class Loop:
         self._evidence = Evidence(self.cache, reader(kube.pod_log), self.ring)
         self._doorbell = Doorbell(self._sources, self._namespaces(), kube.connection, self._hear)
         self._configs = Configs(partial(model_config, offline=settings.hub_offline), self.ring)
-        self._heartbeats = Heartbeats(kube, settings.namespace, self.ring)
+        self._heartbeats = Heartbeats(kube, settings.agent_namespace, self.ring)
         self._considered: object = None
         self._measures = Measures()
         self._failures = 0

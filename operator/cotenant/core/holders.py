@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cotenant.core import preflight
-from cotenant.core.names import MANAGED_BY, MANAGED_BY_LABEL, NODE_LABEL, ROLE_LABEL
+from cotenant.core.names import DO_NOT_DISRUPT_ANNOTATION, MANAGED_BY, MANAGED_BY_LABEL, NODE_LABEL, ROLE_LABEL
 from cotenant.core.snapshot import Manifest, Node, Policy
 
 
@@ -53,7 +53,7 @@ def holder_pod(node: Node, index: int, policy: Policy) -> Manifest:
                 ROLE_LABEL: "holder",
                 NODE_LABEL: preflight.label_value(node.name),
             },
-            "annotations": {"karpenter.sh/do-not-disrupt": "true"},
+            "annotations": {DO_NOT_DISRUPT_ANNOTATION: "true"},
             "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}],
         },
         "spec": spec,

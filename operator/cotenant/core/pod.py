@@ -17,6 +17,7 @@ from cotenant.core.learn import key
 from cotenant.core.names import (
     ALLOCATION_ANNOTATION,
     API_VERSION,
+    DO_NOT_DISRUPT_ANNOTATION,
     ENGINE_CONTAINER,
     HASH_ANNOTATION,
     MANAGED_BY,
@@ -58,6 +59,8 @@ def model_wish(model: Model, policy: Policy) -> str:
         "image": engine_image(model.engine.name, policy).image,
         "injection": policy.injection,
     }
+    if model.cache_claim:  # only where it is set: a key for all would restart all
+        wish["cache"] = model.cache_claim
     return json.dumps(wish, sort_keys=True, separators=(",", ":"))
 
 
@@ -138,7 +141,8 @@ def engine_pod(
         utilization=allocation.utilization,
         sizing=sizing,
     )
-    env: list[Manifest] = [{"name": name, "value": value} for name, value in vllm.environment(model.uri)]
+    variables = vllm.environment(model.uri, kept=model.cache_claim is not None)
+    env: list[Manifest] = [{"name": name, "value": value} for name, value in variables]
     env += injection.env_list
     if model.token_secret:
         env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": model.token_secret, "key": "token"}}})
@@ -158,6 +162,17 @@ def engine_pod(
     elif weights.kind is vllm.SourceKind.IMAGE:
         volumes.append({"name": "model", "image": {"reference": weights.image, "pullPolicy": "IfNotPresent"}})
         mounts.append({"name": "model", "mountPath": vllm.MODELS, "readOnly": True})
+    security: Manifest = {
+        "runAsNonRoot": True,
+        "runAsUser": _USER,
+        "runAsGroup": _USER,
+        "fsGroup": _USER,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    if model.cache_claim:
+        volumes.append({"name": "hub", "persistentVolumeClaim": {"claimName": model.cache_claim}})
+        mounts.append({"name": "hub", "mountPath": vllm.HUB_CACHE})
+        security["fsGroupChangePolicy"] = "OnRootMismatch"  # else every start walks over all files of all models
     container = {
         "name": ENGINE_CONTAINER,
         "image": engine_image(model.engine.name, policy).image,
@@ -188,13 +203,7 @@ def engine_pod(
         "terminationGracePeriodSeconds": 30,
         "affinity": _on(allocation.node),
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": security,
         "containers": [container],
         "volumes": volumes,
     }
@@ -210,6 +219,7 @@ def engine_pod(
             "annotations": {
                 ALLOCATION_ANNOTATION: allocation_json(allocation),
                 HASH_ANNOTATION: wish_hash(wanted, allocation, policy),
+                DO_NOT_DISRUPT_ANNOTATION: "true",
                 **dict(injection.annotations),
             },
             "ownerReferences": owner(wanted),

@@ -77,6 +77,8 @@ class Model:
     memory: int | None = None
     """Bytes of host memory each replica asks of its node; None = the default."""
     token_secret: str | None = None
+    cache_claim: str | None = None
+    """A claim of the namespace that keeps what was downloaded from the hub; None = every start downloads anew."""
     on_out_of_memory: OnOutOfMemory = OnOutOfMemory()
 
 

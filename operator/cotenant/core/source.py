@@ -9,6 +9,9 @@ from enum import StrEnum
 MODELS = "/models"
 """Where a claim or an image with a model is mounted in the engine's container, read-only."""
 
+HUB_CACHE = "/huggingface"
+"""Where a claim that keeps hub downloads is mounted (HF_HOME); not under /tmp, where the mount would make folders of root's."""
+
 _FORMS = 'write "hf://org/name@revision", "pvc://claim/path" or "oci://registry/image:tag"'
 # huggingface_hub.utils.validate_repo_id: 1 to 96 of [A-Za-z0-9._-], no "--", no "..", no "-" or "." at either end
 _HUB_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")

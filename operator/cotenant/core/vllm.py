@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cotenant.core.share import GIB
+from cotenant.core.source import HUB_CACHE as HUB_CACHE
 from cotenant.core.source import MODELS as MODELS
 from cotenant.core.source import Source as Source
 from cotenant.core.source import SourceKind as SourceKind
@@ -187,10 +188,10 @@ def _flags(engine: Engine) -> list[tuple[str, str | None]]:
     return flags if engine.cuda_graphs else [*flags, ("--enforce-eager", None)]
 
 
-def environment(model: str) -> tuple[tuple[str, str], ...]:
+def environment(model: str, *, kept: bool = False) -> tuple[tuple[str, str], ...]:
     """Variables of the engine's container: every cache in /tmp (the root is read-only), nothing sent anywhere.
 
-    A model that is mounted is never looked up on a hub.
+    A model that is mounted is never looked up on a hub. `kept`: hub downloads go where a claim is mounted for them.
     """
     variables = {
         "HOME": "/tmp",
@@ -201,7 +202,7 @@ def environment(model: str) -> tuple[tuple[str, str], ...]:
         "XDG_CONFIG_HOME": "/tmp/.config",
         "VLLM_CACHE_ROOT": "/tmp/.cache/vllm",
         "VLLM_CONFIG_ROOT": "/tmp/.config/vllm",
-        "HF_HOME": "/tmp/.cache/huggingface",
+        "HF_HOME": HUB_CACHE if kept else "/tmp/.cache/huggingface",
         "TRITON_CACHE_DIR": "/tmp/.cache/triton",
         "TORCHINDUCTOR_CACHE_DIR": "/tmp/.cache/inductor",
         "CUDA_CACHE_PATH": "/tmp/.cache/cuda",

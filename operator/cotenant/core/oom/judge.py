@@ -243,6 +243,8 @@ def _never_ran(evidence: Evidence) -> Verdict:
     kind = BLOCKED.get(reason, Kind.UNKNOWN)
     if any(word in words for word in _DEVICE_REFUSED):
         kind = Kind.NO_DEVICE
+    elif kind is Kind.UNSCHEDULABLE and "persistentvolumeclaim" in words.lower():
+        kind = Kind.VOLUME_MISSING  # the scheduler sees a missing or unbound claim before any kubelet does
     elif kind is Kind.VOLUME_MISSING and "secret" in words:
         kind = Kind.SECRET_MISSING
     elif kind is Kind.UNKNOWN and evidence.timed_out:

@@ -130,7 +130,9 @@ LADDERS: dict[Kind, Ladder] = {
     Kind.SECRET_MISSING: Ladder(
         (_START,), outside=True, advice="create the Secret that tokenSecret names, in this namespace"
     ),
-    Kind.VOLUME_MISSING: Ladder((_START,), outside=True, advice="create or bind the claim that uri names"),
+    Kind.VOLUME_MISSING: Ladder(
+        (_START,), outside=True, advice="create or bind the claim that uri or cache.claim names"
+    ),
     Kind.UNSCHEDULABLE: Ladder(
         (_START, Rung.MOVE), outside=True, advice="free CPU or memory on the node, or lower resources"
     ),
