@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from cotenant.core.drift import BLOCKED_GRACE
-from cotenant.core.share import GIB, Percent
-from cotenant.core.snapshot import OnOutOfMemory, Remedy, RolloutStrategy
+from cotenant.core.share import GIB, Percent, gib, parse_share
+from cotenant.core.snapshot import Allocation, OnOutOfMemory, Remedy, RolloutStrategy
 from cotenant.core.vllm import Engine
 from tests.core.builders import POLICY, Cluster, model, node, placement
 from tests.core.corpus import log
@@ -256,3 +259,92 @@ def test_who_waits_for_long_keeps_no_gpu_from_others() -> None:
     cluster.apply(placement("a", model("m", "60%"), created=0.5)).settle()
 
     assert cluster.phases("a") == ["Ready"]
+
+
+# ------------------------------------------------------------------------------------------------ on another machine
+@pytest.mark.parametrize(
+    ("share", "limit", "first", "then", "given"),
+    [
+        ("40Gi", "52Gi", 80, 140, "50.1Gi"),  # what was missing is as much on a larger GPU
+        ("40Gi", "80Gi", 140, 80, "50.1Gi"),
+        ("30%", "60%", 80, 140, "42Gi"),  # of which the spec has more
+        ("30%", "40%", 140, 80, "32Gi"),  # of which maxShare has less
+    ],
+)
+def test_a_share_that_grew_is_within_max_share_and_the_spec_on_every_gpu(
+    share: str, limit: str, first: int, then: int, given: str
+) -> None:
+    allow = OnOutOfMemory(max_share=parse_share(limit), allow=(Remedy.GROW_SHARE,))
+    cluster = Cluster([node("n1", memory=first * GIB, product=f"GPU-{first}")])
+    cluster.apply(placement("p", model("m", share, on_out_of_memory=allow))).step()
+    cluster.die("p-m-0", 1, log("kv-too-small"))
+    _pass(cluster)
+    assert _faults(cluster)[0]["remedies"] == ["GrowShare"]
+    machine, report = cluster.nodes[0]
+    cluster.nodes[0] = (replace(machine, cordoned=True), report)
+    cluster.nodes.append(node("n2", memory=then * GIB, product=f"GPU-{then}"))
+
+    del cluster.pods["default", "p-m-0"]  # drained
+    _pass(cluster)
+
+    there = _given(cluster, "p-m-0")
+    assert (there.node, gib(there.bytes)) == ("n2", given)
+
+
+# ------------------------------------------------------------------------------------------------------------- yielding
+def test_who_died_beside_a_lower_priority_gets_its_room_until_it_serves() -> None:
+    allow = OnOutOfMemory(allow=(Remedy.MOVE,))
+    high = model("high", "40%", priority=10, on_out_of_memory=allow)
+    cluster = Cluster([node("n1")]).apply(placement("low", model("l", "40%"))).settle()
+    cluster.apply(placement("p", high, created=2.0)).step()
+    for _ in range(2):
+        cluster.now += 400
+        cluster.die("p-high-0", 1, log("weights"))
+        for _ in range(3):
+            cluster.step()
+            cluster.now += 60
+    assert _faults(cluster)[0]["remedies"] == ["Restart", "Yield"]
+    assert {"reserve", "waitForFree", "yield"} <= _faults(cluster)[0]["settings"].keys()
+
+    _pass(cluster)
+    assert "-low-l-0 Displaced" in cluster.log
+    assert [cluster.phases(name) for name in ("p", "low")] == [["Ready"], ["Unplaced"]]
+    assert _given(cluster, "p-high-0").overrun == POLICY.overrun
+
+    cluster.now += 1200
+    _pass(cluster)
+    assert [cluster.phases(name) for name in ("p", "low")] == [["Ready"], ["Ready"]]
+
+
+def test_where_nobody_is_left_to_yield_its_place_is_kept() -> None:
+    allow = OnOutOfMemory(allow=(Remedy.MOVE,))
+    high = model("high", "40%", priority=10, on_out_of_memory=allow)
+    cluster = Cluster([node("n1")]).apply(placement("low", model("l", "40%"))).settle()
+    cluster.apply(placement("p", high, created=2.0)).step()
+    for _ in range(2):
+        cluster.now += 400
+        cluster.die("p-high-0", 1, log("weights"))
+        cluster.step()
+    cluster.apply(placement("low", model("l", "40%", priority=20)))
+    _pass(cluster)
+
+    assert [cluster.phases(name) for name in ("p", "low")] == [["Ready"], ["Ready"]]
+
+
+def _faults(cluster: Cluster) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(cluster.placements["p"].status.raw)["models"][0].get("faults", [])
+    return found
+
+
+def _given(cluster: Cluster, name: str) -> Allocation:
+    given = cluster.pods["default", name].allocation
+    assert given is not None
+    return given
+
+
+def _pass(cluster: Cluster, passes: int = 12) -> None:
+    """A few minutes in which what starts comes up."""
+    for _ in range(passes):
+        cluster.step()
+        cluster.ready()
+        cluster.now += 30

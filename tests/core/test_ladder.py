@@ -24,7 +24,7 @@ from cotenant.core.oom.ladder import (
     next_step,
 )
 from cotenant.core.oom.remedies import PERMISSION, Overrides, Rung, Setting, apply, overrides
-from cotenant.core.share import GIB, MIB, Percent
+from cotenant.core.share import GIB, MIB, Bytes, Percent
 from cotenant.core.snapshot import (
     Allocation,
     Device,
@@ -95,8 +95,8 @@ def test_where_the_context_may_not_shrink_the_share_grows_by_what_is_missing() -
     step = next_step(None, TOO_SMALL, allowing(Remedy.GROW_SHARE), FACTS, NOW)
 
     assert step.rungs == (Rung.GROW_SHARE,)
-    assert step.changes.share is not None
-    assert 28 * GIB + 2 * GIB < T * step.changes.share // 10_000 < 28 * GIB + 3 * GIB
+    assert isinstance(step.changes.share, Bytes)
+    assert 28 * GIB + 2 * GIB < step.changes.share.bytes < 28 * GIB + 3 * GIB
 
 
 def test_a_share_grows_neither_above_max_share_nor_without_one() -> None:
@@ -123,6 +123,24 @@ def test_a_lower_priority_tenant_yields_where_nothing_else_has_room() -> None:
     assert step.rungs == (Rung.GROW_SHARE, Rung.YIELD)
     assert step.changes.yielding is not None
     assert 0 < step.changes.yielding <= 20 * GIB
+
+
+def test_who_is_yielded_to_asks_for_more_than_the_ledger_has_and_waits_until_it_is_free() -> None:
+    full = replace(FACTS, spare=10 * GIB, yielding=20 * GIB)
+    step = next_step(None, Verdict(Kind.WEIGHTS_DO_NOT_FIT, "weights"), allowing(Remedy.MOVE), full, NOW)
+
+    assert step.rungs == (Rung.YIELD,)
+    assert (step.changes.yielding, step.changes.reserve) == (GIB, 11 * GIB)
+    assert step.changes.wait_for_free == 28 * GIB + 3 * GIB
+
+
+def test_who_moves_away_makes_nobody_yield() -> None:
+    death, model = Verdict(Kind.WEIGHTS_DO_NOT_FIT, "weights"), allowing(Remedy.MOVE)
+    yielded = next_step(None, death, model, replace(FACTS, spare=10 * GIB, yielding=20 * GIB), NOW).fault
+    step = next_step(yielded, death, model, replace(FACTS, elsewhere=60 * GIB), NOW + 60)
+
+    assert step.rungs == (Rung.MOVE,)
+    assert step.changes == Overrides(avoid=("GPU-0",))
 
 
 def test_a_start_that_was_not_alone_starts_again_alone_first() -> None:
@@ -387,8 +405,8 @@ def test_the_ladder_ends_and_keeps_its_promises(
             assert rung not in PERMISSION or PERMISSION[rung] in model.on_out_of_memory.allow
         seen.extend(step.rungs)
         if step.changes.share is not None and step.changes.share != overrides(old).share:
-            assert model.on_out_of_memory.max_share == Percent(max(step.changes.share, _limit(model)))
-            assert step.changes.share > facts.utilization
+            assert isinstance(step.changes.share, Bytes)
+            assert facts.share < step.changes.share.bytes <= facts.usable * _limit(model) // 10_000
         if is_about_memory(verdict) and step.rungs == (Rung.RESTART,):
             assert (step.changes.wait_for_free or 0) > 0, "the same start on the same full GPU"
         assert bool(step.rungs) != fault.failed

@@ -18,7 +18,7 @@ from cotenant.core.oom.judge import judge
 from cotenant.core.oom.remedies import apply, overrides
 from cotenant.core.pod import Tuning, lesson
 from cotenant.core.replica import Replica
-from cotenant.core.share import GIB, Percent
+from cotenant.core.share import GIB
 from cotenant.core.snapshot import Fault, Pod, Snapshot
 
 PATIENCE = ladder.LONGEST_DELAY * 1.1
@@ -46,13 +46,16 @@ class Faults:
         fault = self.of.get(replica.origin)
         if fault is None:
             return replica
-        changes = overrides(fault)
+        changes, written = overrides(fault), replica.wanted.model.engine
+        engine = apply(written, changes)
         return replace(
             replica,
-            share=None if changes.share is None else Percent(changes.share),
+            share=changes.share,
             avoid=changes.avoid,
             wait_for_free=changes.wait_for_free or 0,
             yielded_to=changes.yielding is not None,
+            reserve=changes.reserve or 0,
+            engine=None if engine == written else engine,
         )
 
     def tuning(self, replica: Replica) -> Tuning:

@@ -66,8 +66,10 @@ def assign(crews: list[Crew], site: Site, memo: Memo) -> tuple[Places, Fragmenta
         if not nowhere:
             return {**staying, **kept, **places}, left_free
         left = [replica for crew in packed for replica in crew if replica.key in nowhere]
-        shunning = {r.key: replace(r, avoid=()) for r in left if r.avoid}
-        if shunning:  # rather where it failed once than nowhere
+        # rather with nobody yielding, or where it failed once, than nowhere
+        shunning = {r.key: replace(r, reserve=0) for r in left if r.reserve}
+        shunning = shunning or {r.key: replace(r, avoid=()) for r in left if r.avoid}
+        if shunning:
             packed = [_changed(crew, shunning) for crew in packed]
             continue
         homeless = {r.key: _told(r, nowhere[r.key], site.usable) for r in left if _runs_on(r, nowhere[r.key])}

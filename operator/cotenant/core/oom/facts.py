@@ -19,6 +19,7 @@ class Facts:
     """`namespace/placement/model/replica`: the back-off's jitter comes from it."""
     index: int
     generation: int
+    """Of the placement's spec."""
     gpus: tuple[str, ...] = ()
     usable: int = 0
     """T of the smallest of its GPUs."""
@@ -27,6 +28,8 @@ class Facts:
     overrun: int = 0
     room: int = 0
     """What the ledger could promise on the tightest of its GPUs beyond its own share."""
+    spare: int = 0
+    """What the ledger expects to stay unused there, its own share and overrun in use."""
     elsewhere: int = 0
     """The largest share that fits on other GPUs; 0 = none."""
     yielding: int = 0
@@ -99,6 +102,7 @@ def facts_of(
         utilization=_ten_thousandths(given.utilization),
         overrun=given.overrun,
         room=max(0, min(rooms) - given.bytes),
+        spare=max(0, min(account.free_use for account in here) - given.bytes - given.overrun),
         elsewhere=_elsewhere(ground, placement, len(given.gpus), given.gpus, headroom, given.overrun),
         yielding=min(_held(account, lower) for account in here),
     )

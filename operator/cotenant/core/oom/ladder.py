@@ -229,15 +229,15 @@ def _climb(ladder: Ladder, case: Case, taken: tuple[str, ...]) -> tuple[tuple[Ru
             continue
         if rung is Rung.RESTART:
             if _may_help(case):
-                return (Rung.RESTART,), _wait(case)
+                return (Rung.RESTART,), _wait(case, {})
             continue
         changes = change(rung, case)
         if changes and _changes_something(changes, case):
-            also = tuple(other for name, other in _BESIDE if name in changes and other is not rung)
+            also = tuple(other for name, other in _BESIDE if changes.get(name) and other is not rung)
             if not any(other in taken for other in also):
-                return (rung, *also), changes
+                return (rung, *also), _wait(case, changes) | changes if changes.get(Setting.YIELD) else changes
     if ladder.outside or ladder.repeat:
-        return (Rung.RESTART,), _wait(case)
+        return (Rung.RESTART,), _wait(case, {})
     return (), {}
 
 
@@ -260,12 +260,13 @@ def _may_help(case: Case) -> bool:
     return verdict.blame not in (Blame.NOBODY, Blame.LEDGER)
 
 
-def _wait(case: Case) -> Settings:
+def _wait(case: Case, changes: Settings) -> Settings:
     """The same start must not meet the same full GPU: it waits until its share and overrun are free."""
     if not is_about_memory(case.verdict):
         return {}
     beside = max(case.facts.overrun, context(case.model.tensor_parallel))
-    wanted = max(case.verdict.numbers.wanted or 0, case.facts.share) + beside
+    share = int(changes.get(Setting.SHARE) or case.facts.share)
+    wanted = max(case.verdict.numbers.wanted or 0, share) + beside
     # an empty GPU never reads quite empty
     most = case.facts.usable - NOISE
     return {Setting.WAIT_FOR_FREE: str(min(wanted, most) if most > 0 else wanted)}
