@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cotenant.core.drift import BLOCKED_GRACE
+from cotenant.core.reconcile import reconcile
 from cotenant.core.share import GIB, Percent, gib, parse_share
 from cotenant.core.snapshot import Allocation, OnOutOfMemory, Remedy, RolloutStrategy
 from cotenant.core.vllm import Engine
@@ -94,8 +95,6 @@ def test_a_bad_flag_is_failed_with_what_to_do_and_keeps_no_gpu() -> None:
 
 
 def test_host_memory_is_raised_in_the_request_and_never_made_a_limit() -> None:
-    from cotenant.core.reconcile import reconcile
-
     cluster = Cluster([node("n1")]).apply(placement("p", model("big")))
     cluster.settle()
     pod = cluster.pods["default", "p-big-0"]
@@ -261,6 +260,136 @@ def test_who_waits_for_long_keeps_no_gpu_from_others() -> None:
     assert cluster.phases("a") == ["Ready"]
 
 
+# ------------------------------------------------------------------------------------------------- of which wish it is
+def test_the_death_of_an_engine_by_the_old_spec_does_not_fail_the_new_one() -> None:
+    bad = model("m", "60%", engine=Engine(extra_args=("--bad",)))
+    cluster = Cluster([node("n1")]).apply(placement("p", bad))
+    cluster.step()
+    cluster.die("p-m-0", 2, log("bad-flag"))
+    _unread(cluster, "p-m-0")
+    cluster.step()  # its log is being read
+    cluster.apply(placement("p", model("m", "60%")))
+    cluster.die("p-m-0", 2, log("bad-flag"))
+
+    decision = cluster.step()
+
+    (event,) = [event for event in decision.events if event.reason == "BadFlag"]
+    assert "--swap-space" in event.message
+    assert event.message.endswith("-> started anew: it ran by an older spec")
+    assert [judged.verdict for judged in decision.judged] == ["BadFlag"]
+    cluster.settle()
+    assert cluster.phases("p") == ["Ready"]
+    assert _faults(cluster) == []
+
+
+def test_a_share_made_larger_while_a_death_was_looked_into_is_tried() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "20%")))
+    cluster.step()
+    cluster.apply(placement("p", model("m", "60%")))
+    cluster.die("p-m-0", 1, log("kv-too-small"))
+
+    cluster.settle()
+
+    assert cluster.phases("p") == ["Ready"]
+
+
+def test_the_death_of_an_engine_by_another_version_of_the_operator_counts() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "60%"))).settle()
+    key = ("default", "p-m-0")
+    cluster.pods[key] = replace(cluster.pods[key], hash="v0-0123456789abcdef")
+    cluster.die("p-m-0", 0, log("engine-bug"))
+
+    cluster.step()
+
+    assert [fault["attempt"] for fault in _faults(cluster)] == [1]
+
+
+def test_an_edit_of_another_model_undoes_no_remedy() -> None:
+    grows = replace(ALLOWED, max_share=parse_share("80%"), allow=(Remedy.GROW_SHARE,))
+    chat, other = model("chat", "30%", on_out_of_memory=grows), model("other", "10%")
+    cluster = Cluster([node("n1", gpus=2)]).apply(placement("p", chat, other))
+    cluster.step()
+    cluster.ready("p-other-0")
+    cluster.die("p-chat-0", 1, log("kv-too-small"))
+    _pass(cluster)
+    cluster.log.clear()
+
+    cluster.apply(placement("p", replace(chat, priority=3), replace(other, replicas=2)))
+    _pass(cluster)
+
+    assert cluster.log == ["+p-other-1"]
+    assert _given(cluster, "p-chat-0").utilization == "0.4262"
+
+
+def test_a_model_that_was_given_up_is_tried_again_once_it_is_changed() -> None:
+    bad = model("bad", engine=Engine(extra_args=("--bad",)))
+    cluster = Cluster([node("n1")]).apply(placement("p", bad, model("good", "20%")))
+    cluster.step()
+    cluster.die("p-bad-0", 2, log("bad-flag"))
+    cluster.settle()
+    cluster.apply(placement("p", bad, model("good", "30%"))).settle()
+    assert cluster.phases("p") == ["Failed", "Ready"]
+
+    cluster.apply(placement("p", replace(bad, engine=Engine()), model("good", "30%"))).settle()
+
+    assert cluster.phases("p") == ["Ready", "Ready"]
+
+
+# ---------------------------------------------------------------------------------------------------- one at a time
+def test_a_replica_label_changed_by_hand_does_not_make_its_death_a_new_one_every_pass() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "30%"))).settle()
+    key = ("default", "p-m-0")
+    cluster.pods[key] = replace(cluster.pods[key], replica=3)
+    cluster.die("p-m-0", 0, log("engine-bug"))
+
+    writes = sum(len(cluster.step().statuses) for _ in range(20))
+
+    assert "-p-m-0 EngineEnded" in cluster.log
+    assert writes < 5
+    assert [fault["index"] for fault in _faults(cluster)] == [0]
+
+
+def test_two_deaths_at_once_count_as_two() -> None:
+    cluster = _both_dead()
+
+    judged = [entry.pod for _ in range(6) for entry in cluster.step().judged]
+
+    assert judged == ["p-m-0", "p-m-0-b"]
+    assert [len(fault["times"]) for fault in _faults(cluster)] == [2]
+
+
+def test_two_deaths_count_as_two_whenever_the_controller_dies() -> None:
+    cluster = _both_dead()
+
+    for _ in range(4):  # it writes the status, and dies before it deletes
+        for status in reconcile(cluster.snapshot()).statuses:
+            cluster._write(status.name, status.status)
+    for _ in range(4):
+        cluster.step()
+
+    assert [len(fault["times"]) for fault in _faults(cluster)] == [2]
+
+
+def test_a_start_given_up_that_serves_after_all_is_left_alone() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "60%")))
+    cluster.step()
+    key = ("default", "p-m-0")
+    cluster.pods[key] = replace(cluster.pods[key], blocked="pull", blocked_reason="ImagePullBackOff")
+    cluster.now += 70
+    for status in reconcile(cluster.snapshot()).statuses:
+        cluster._write(status.name, status.status)  # here the controller dies
+    cluster.pods[key] = replace(cluster.pods[key], blocked="", blocked_reason="")
+    cluster.ready()
+    cluster.settle()
+    assert cluster.log == ["+p-m-0"]
+
+    cluster.die("p-m-0", 0, log("engine-bug"))  # this one is another
+    cluster.settle()
+
+    assert cluster.log == ["+p-m-0", "-p-m-0 EngineEnded"]
+    assert [(fault["reason"], len(fault["times"])) for fault in _faults(cluster)] == [("EngineDied", 2)]
+
+
 # ------------------------------------------------------------------------------------------------ on another machine
 @pytest.mark.parametrize(
     ("share", "limit", "first", "then", "given"),
@@ -329,6 +458,23 @@ def test_where_nobody_is_left_to_yield_its_place_is_kept() -> None:
     _pass(cluster)
 
     assert [cluster.phases(name) for name in ("p", "low")] == [["Ready"], ["Ready"]]
+
+
+def _both_dead() -> Cluster:
+    """A replica and its successor, neither of which is told to be by an older spec."""
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "30%"), strategy=SURGE)).settle()
+    cluster.apply(placement("p", model("m", "32%"), strategy=SURGE)).step()
+    for name in ("p-m-0", "p-m-0-b"):
+        key = ("default", name)
+        cluster.pods[key] = replace(cluster.pods[key], hash="v0-0123456789abcdef")
+        cluster.die(name, 0, log("engine-bug"))
+    return cluster
+
+
+def _unread(cluster: Cluster, name: str) -> None:
+    pod = cluster.pods["default", name]
+    assert pod.ended is not None
+    cluster.pods["default", name] = replace(pod, ended=replace(pod.ended, log=None))
 
 
 def _faults(cluster: Cluster) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The next remedy for a replica that died: a rung at a time, within what the spec allows, slower each time, and an end.
 
 All that was tried is in the Fault, which lives in the placement's status: a restarted controller goes on where the
-dead one stood. A new generation of the spec starts afresh.
+dead one stood. A change of what was asked for the model starts afresh.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cotenant.core.oom.remedies import (
     change,
     overrides,
 )
+from cotenant.core.oom.wish import is_named, is_of
 from cotenant.core.snapshot import Fault, Model
 
 HOUR = 3600.0
@@ -156,7 +157,7 @@ def next_step(fault: Fault | None, verdict: Verdict, model: Model, facts: Facts,
     if verdict.kind is Kind.STOPPED:
         return Step(fault, changes=overrides(fault))
     ladder = LADDERS[verdict.kind]
-    past = fault if fault is not None and fault.generation == facts.generation else None
+    past = fault if fault is not None and is_of(fault, facts.wish, facts.generation) else None
     remedies, attempt = (past.remedies, past.attempt + 1) if past else ((), 1)
     earlier = tuple(min(time, now) for time in past.times if now - time < HOUR) if past else ()
     times = (*earlier, now)[-KEPT_TIMES:]
@@ -186,6 +187,7 @@ def next_step(fault: Fault | None, verdict: Verdict, model: Model, facts: Facts,
         times=times,
         retry_at=retry_at,
         failed=failed,
+        wish=facts.wish,
     )
     return Step(new, rungs, overrides(new), new.message)
 
@@ -201,13 +203,15 @@ def held_until(fault: Fault, now: float) -> float:
     return fault.retry_at if fault.retry_at <= now + HOUR + LONGEST_DELAY else 0.0
 
 
-def heal(fault: Fault | None, generation: int, ready_since: float | None, now: float) -> Fault | None:
+def heal(fault: Fault | None, wish: str, generation: int, ready_since: float | None, now: float) -> Fault | None:
     """What is left of a fault once its replica serves: after 10 minutes the ladder is forgotten.
 
-    What the remedies made of the engine stays as long as the spec does: without it the next start would die again.
+    What the remedies made of the engine stays as long as the wish does: without it the next start would die again.
     """
-    if fault is None or fault.generation != generation:
+    if fault is None or not is_of(fault, wish, generation):
         return None
+    if not is_named(fault):
+        fault = replace(fault, wish=wish)
     if ready_since is None or now - ready_since < HEALED_AFTER or (fault.attempt == 0 and not fault.failed):
         return fault
     kept = tuple((name, text) for name, text in fault.settings if name not in PASSING)
