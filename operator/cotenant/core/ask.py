@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cotenant.core.estimate.advice import at_share, auto_share, refuse
 from cotenant.core.estimate.engine import Taught
@@ -103,11 +103,25 @@ def _on(machine: Machine) -> Callable[[Percent | Bytes], Utilization]:
 
 
 def known(replica: Replica, product: str, utilization: str, policy: Policy) -> Learned | None:
-    """What was learned of this model with these settings on this product; its KV cache only where the flag was the same."""
+    """What was learned of this model with these settings on this product; its KV cache only where the flag was the same.
+
+    Remedies make an engine smaller: what it weighs and uses beyond its share as the spec says is the most it will, until it has
+    served so. Its KV cache is its own.
+    """
     if not replica.learned:
         return None
     model = replica.wanted.model
-    return recall(replica.learned, model.name, lesson(model, product, utilization, policy))
+    key = lesson(model, model.engine, product, utilization, policy)
+    if replica.engine is None:
+        return recall(replica.learned, model.name, key)
+    own = lesson(model, replica.engine, product, utilization, policy)
+    found, full = recall(replica.learned, model.name, own), recall(replica.learned, model.name, key)
+    if full is None:
+        return found
+    if found is None:
+        return replace(full, key=own, kv_cache_tokens=None, kv_cache_bytes=None)
+    overrun = full.overrun if found.overrun is None else found.overrun
+    return replace(found, weights=found.weights or full.weights, overrun=overrun)
 
 
 def _no_config(model: Model) -> str:

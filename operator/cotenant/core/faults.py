@@ -167,7 +167,7 @@ class _Coroner:
             said = f"{verdict.message[:700]} -> started anew: it ran by an older spec"
             self._tell(placement, pod, verdict.kind, said, ())
             return fault
-        known = _known_kv(self.snapshot, wanted, pod)
+        known = _known_kv(self.snapshot, wanted, pod, fault)
         facts = facts_of(self.snapshot, wanted, index, pod, wish=wish, kv_bytes=known, ground=self.ground())
         step = ladder.next_step(fault, verdict, model, facts, self.snapshot.now)
         self._tell(placement, pod, verdict.kind, step.message, tuple(str(rung) for rung in step.rungs))
@@ -191,13 +191,13 @@ def _serves_since(pod: Pod, fault: Fault | None, now: float) -> float | None:
     return None if is_older or not pod.ready else pod.ready_since
 
 
-def _known_kv(snapshot: Snapshot, wanted: Wanted, pod: Pod) -> int | None:
+def _known_kv(snapshot: Snapshot, wanted: Wanted, pod: Pod, fault: Fault | None) -> int | None:
     """The KV cache that a start like this one came up with."""
-    given = pod.allocation
+    given, engine = pod.allocation, apply(wanted.model.engine, overrides(fault))
     products = {device.uuid: device.product for node in snapshot.gpu_nodes for device in node.devices}
     product = products.get(given.gpus[0]) if given and given.gpus else None
     if given is None or product is None:
         return None
-    key = lesson(wanted.model, product, given.utilization, snapshot.policy)
+    key = lesson(wanted.model, engine, product, given.utilization, snapshot.policy)
     taught = (known for known in wanted.placement.status.learned if known.model == wanted.model.name)
     return next((known.kv_cache_bytes for known in taught if known.key == key), None)
