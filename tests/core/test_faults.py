@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from cotenant.core.drift import BLOCKED_GRACE
-from cotenant.core.share import GIB, Percent
-from cotenant.core.snapshot import OnOutOfMemory, Remedy, RolloutStrategy
+from cotenant.core.reconcile import reconcile
+from cotenant.core.share import GIB, Percent, gib, parse_share
+from cotenant.core.snapshot import Allocation, OnOutOfMemory, Remedy, RolloutStrategy
 from cotenant.core.vllm import Engine
 from tests.core.builders import POLICY, Cluster, model, node, placement
 from tests.core.corpus import log
@@ -91,8 +95,6 @@ def test_a_bad_flag_is_failed_with_what_to_do_and_keeps_no_gpu() -> None:
 
 
 def test_host_memory_is_raised_in_the_request_and_never_made_a_limit() -> None:
-    from cotenant.core.reconcile import reconcile
-
     cluster = Cluster([node("n1")]).apply(placement("p", model("big")))
     cluster.settle()
     pod = cluster.pods["default", "p-big-0"]
@@ -256,3 +258,239 @@ def test_who_waits_for_long_keeps_no_gpu_from_others() -> None:
     cluster.apply(placement("a", model("m", "60%"), created=0.5)).settle()
 
     assert cluster.phases("a") == ["Ready"]
+
+
+# ------------------------------------------------------------------------------------------------- of which wish it is
+def test_the_death_of_an_engine_by_the_old_spec_does_not_fail_the_new_one() -> None:
+    bad = model("m", "60%", engine=Engine(extra_args=("--bad",)))
+    cluster = Cluster([node("n1")]).apply(placement("p", bad))
+    cluster.step()
+    cluster.die("p-m-0", 2, log("bad-flag"))
+    _unread(cluster, "p-m-0")
+    cluster.step()  # its log is being read
+    cluster.apply(placement("p", model("m", "60%")))
+    cluster.die("p-m-0", 2, log("bad-flag"))
+
+    decision = cluster.step()
+
+    (event,) = [event for event in decision.events if event.reason == "BadFlag"]
+    assert "--swap-space" in event.message
+    assert event.message.endswith("-> started anew: it ran by an older spec")
+    assert [judged.verdict for judged in decision.judged] == ["BadFlag"]
+    cluster.settle()
+    assert cluster.phases("p") == ["Ready"]
+    assert _faults(cluster) == []
+
+
+def test_a_share_made_larger_while_a_death_was_looked_into_is_tried() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "20%")))
+    cluster.step()
+    cluster.apply(placement("p", model("m", "60%")))
+    cluster.die("p-m-0", 1, log("kv-too-small"))
+
+    cluster.settle()
+
+    assert cluster.phases("p") == ["Ready"]
+
+
+def test_the_death_of_an_engine_by_another_version_of_the_operator_counts() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "60%"))).settle()
+    key = ("default", "p-m-0")
+    cluster.pods[key] = replace(cluster.pods[key], hash="v0-0123456789abcdef")
+    cluster.die("p-m-0", 0, log("engine-bug"))
+
+    cluster.step()
+
+    assert [fault["attempt"] for fault in _faults(cluster)] == [1]
+
+
+def test_an_edit_of_another_model_undoes_no_remedy() -> None:
+    grows = replace(ALLOWED, max_share=parse_share("80%"), allow=(Remedy.GROW_SHARE,))
+    chat, other = model("chat", "30%", on_out_of_memory=grows), model("other", "10%")
+    cluster = Cluster([node("n1", gpus=2)]).apply(placement("p", chat, other))
+    cluster.step()
+    cluster.ready("p-other-0")
+    cluster.die("p-chat-0", 1, log("kv-too-small"))
+    _pass(cluster)
+    cluster.log.clear()
+
+    cluster.apply(placement("p", replace(chat, priority=3), replace(other, replicas=2)))
+    _pass(cluster)
+
+    assert cluster.log == ["+p-other-1"]
+    assert _given(cluster, "p-chat-0").utilization == "0.4262"
+
+
+def test_a_model_that_was_given_up_is_tried_again_once_it_is_changed() -> None:
+    bad = model("bad", engine=Engine(extra_args=("--bad",)))
+    cluster = Cluster([node("n1")]).apply(placement("p", bad, model("good", "20%")))
+    cluster.step()
+    cluster.die("p-bad-0", 2, log("bad-flag"))
+    cluster.settle()
+    cluster.apply(placement("p", bad, model("good", "30%"))).settle()
+    assert cluster.phases("p") == ["Failed", "Ready"]
+
+    cluster.apply(placement("p", replace(bad, engine=Engine()), model("good", "30%"))).settle()
+
+    assert cluster.phases("p") == ["Ready", "Ready"]
+
+
+# ---------------------------------------------------------------------------------------------------- one at a time
+def test_a_replica_label_changed_by_hand_does_not_make_its_death_a_new_one_every_pass() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "30%"))).settle()
+    key = ("default", "p-m-0")
+    cluster.pods[key] = replace(cluster.pods[key], replica=3)
+    cluster.die("p-m-0", 0, log("engine-bug"))
+
+    writes = sum(len(cluster.step().statuses) for _ in range(20))
+
+    assert "-p-m-0 EngineEnded" in cluster.log
+    assert writes < 5
+    assert [fault["index"] for fault in _faults(cluster)] == [0]
+
+
+def test_two_deaths_at_once_count_as_two() -> None:
+    cluster = _both_dead()
+
+    judged = [entry.pod for _ in range(6) for entry in cluster.step().judged]
+
+    assert judged == ["p-m-0", "p-m-0-b"]
+    assert [len(fault["times"]) for fault in _faults(cluster)] == [2]
+
+
+def test_two_deaths_count_as_two_whenever_the_controller_dies() -> None:
+    cluster = _both_dead()
+
+    for _ in range(4):  # it writes the status, and dies before it deletes
+        for status in reconcile(cluster.snapshot()).statuses:
+            cluster._write(status.name, status.status)
+    for _ in range(4):
+        cluster.step()
+
+    assert [len(fault["times"]) for fault in _faults(cluster)] == [2]
+
+
+def test_a_start_given_up_that_serves_after_all_is_left_alone() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "60%")))
+    cluster.step()
+    key = ("default", "p-m-0")
+    cluster.pods[key] = replace(cluster.pods[key], blocked="pull", blocked_reason="ImagePullBackOff")
+    cluster.now += 70
+    for status in reconcile(cluster.snapshot()).statuses:
+        cluster._write(status.name, status.status)  # here the controller dies
+    cluster.pods[key] = replace(cluster.pods[key], blocked="", blocked_reason="")
+    cluster.ready()
+    cluster.settle()
+    assert cluster.log == ["+p-m-0"]
+
+    cluster.die("p-m-0", 0, log("engine-bug"))  # this one is another
+    cluster.settle()
+
+    assert cluster.log == ["+p-m-0", "-p-m-0 EngineEnded"]
+    assert [(fault["reason"], len(fault["times"])) for fault in _faults(cluster)] == [("EngineDied", 2)]
+
+
+# ------------------------------------------------------------------------------------------------ on another machine
+@pytest.mark.parametrize(
+    ("share", "limit", "first", "then", "given"),
+    [
+        ("40Gi", "52Gi", 80, 140, "50.1Gi"),  # what was missing is as much on a larger GPU
+        ("40Gi", "80Gi", 140, 80, "50.1Gi"),
+        ("30%", "60%", 80, 140, "42Gi"),  # of which the spec has more
+        ("30%", "40%", 140, 80, "32Gi"),  # of which maxShare has less
+    ],
+)
+def test_a_share_that_grew_is_within_max_share_and_the_spec_on_every_gpu(
+    share: str, limit: str, first: int, then: int, given: str
+) -> None:
+    allow = OnOutOfMemory(max_share=parse_share(limit), allow=(Remedy.GROW_SHARE,))
+    cluster = Cluster([node("n1", memory=first * GIB, product=f"GPU-{first}")])
+    cluster.apply(placement("p", model("m", share, on_out_of_memory=allow))).step()
+    cluster.die("p-m-0", 1, log("kv-too-small"))
+    _pass(cluster)
+    assert _faults(cluster)[0]["remedies"] == ["GrowShare"]
+    machine, report = cluster.nodes[0]
+    cluster.nodes[0] = (replace(machine, cordoned=True), report)
+    cluster.nodes.append(node("n2", memory=then * GIB, product=f"GPU-{then}"))
+
+    del cluster.pods["default", "p-m-0"]  # drained
+    _pass(cluster)
+
+    there = _given(cluster, "p-m-0")
+    assert (there.node, gib(there.bytes)) == ("n2", given)
+
+
+# ------------------------------------------------------------------------------------------------------------- yielding
+def test_who_died_beside_a_lower_priority_gets_its_room_until_it_serves() -> None:
+    allow = OnOutOfMemory(allow=(Remedy.MOVE,))
+    high = model("high", "40%", priority=10, on_out_of_memory=allow)
+    cluster = Cluster([node("n1")]).apply(placement("low", model("l", "40%"))).settle()
+    cluster.apply(placement("p", high, created=2.0)).step()
+    for _ in range(2):
+        cluster.now += 400
+        cluster.die("p-high-0", 1, log("weights"))
+        for _ in range(3):
+            cluster.step()
+            cluster.now += 60
+    assert _faults(cluster)[0]["remedies"] == ["Restart", "Yield"]
+    assert {"reserve", "waitForFree", "yield"} <= _faults(cluster)[0]["settings"].keys()
+
+    _pass(cluster)
+    assert "-low-l-0 Displaced" in cluster.log
+    assert [cluster.phases(name) for name in ("p", "low")] == [["Ready"], ["Unplaced"]]
+    assert _given(cluster, "p-high-0").overrun == POLICY.overrun
+
+    cluster.now += 1200
+    _pass(cluster)
+    assert [cluster.phases(name) for name in ("p", "low")] == [["Ready"], ["Ready"]]
+
+
+def test_where_nobody_is_left_to_yield_its_place_is_kept() -> None:
+    allow = OnOutOfMemory(allow=(Remedy.MOVE,))
+    high = model("high", "40%", priority=10, on_out_of_memory=allow)
+    cluster = Cluster([node("n1")]).apply(placement("low", model("l", "40%"))).settle()
+    cluster.apply(placement("p", high, created=2.0)).step()
+    for _ in range(2):
+        cluster.now += 400
+        cluster.die("p-high-0", 1, log("weights"))
+        cluster.step()
+    cluster.apply(placement("low", model("l", "40%", priority=20)))
+    _pass(cluster)
+
+    assert [cluster.phases(name) for name in ("p", "low")] == [["Ready"], ["Ready"]]
+
+
+def _both_dead() -> Cluster:
+    """A replica and its successor, neither of which is told to be by an older spec."""
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "30%"), strategy=SURGE)).settle()
+    cluster.apply(placement("p", model("m", "32%"), strategy=SURGE)).step()
+    for name in ("p-m-0", "p-m-0-b"):
+        key = ("default", name)
+        cluster.pods[key] = replace(cluster.pods[key], hash="v0-0123456789abcdef")
+        cluster.die(name, 0, log("engine-bug"))
+    return cluster
+
+
+def _unread(cluster: Cluster, name: str) -> None:
+    pod = cluster.pods["default", name]
+    assert pod.ended is not None
+    cluster.pods["default", name] = replace(pod, ended=replace(pod.ended, log=None))
+
+
+def _faults(cluster: Cluster) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(cluster.placements["p"].status.raw)["models"][0].get("faults", [])
+    return found
+
+
+def _given(cluster: Cluster, name: str) -> Allocation:
+    given = cluster.pods["default", name].allocation
+    assert given is not None
+    return given
+
+
+def _pass(cluster: Cluster, passes: int = 12) -> None:
+    """A few minutes in which what starts comes up."""
+    for _ in range(passes):
+        cluster.step()
+        cluster.ready()
+        cluster.now += 30

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cotenant.core.demand import Wanted
 from cotenant.core.oom.deaths import Kind
 from cotenant.core.oom.facts import Facts, facts_of
 from cotenant.core.oom.figures import Numbers
@@ -24,7 +25,8 @@ from cotenant.core.oom.ladder import (
     next_step,
 )
 from cotenant.core.oom.remedies import PERMISSION, Overrides, Rung, Setting, apply, overrides
-from cotenant.core.share import GIB, MIB, Percent
+from cotenant.core.oom.wish import wish_of
+from cotenant.core.share import GIB, MIB, Bytes, Percent
 from cotenant.core.snapshot import (
     Allocation,
     Device,
@@ -33,6 +35,7 @@ from cotenant.core.snapshot import (
     GPUNode,
     Model,
     Node,
+    NodeShare,
     OnOutOfMemory,
     Placement,
     Pod,
@@ -53,6 +56,8 @@ MODEL = Model(
     on_out_of_memory=OnOutOfMemory(Percent(6000), 8, ALL),
 )
 FACTS = Facts("ns/p/chat/0", 0, 1, ("GPU-0",), T, 2000, 3 * GIB, room=30 * GIB, kv_bytes=8 * GIB, host_memory=8 * GIB)
+PLACEMENT = Placement("ns", "p", "o", 1, 0.0, (MODEL,))
+WISH = wish_of(PLACEMENT, MODEL, Policy())
 TOO_SMALL = Verdict(
     Kind.KV_CACHE_TOO_SMALL,
     "too small",
@@ -95,8 +100,8 @@ def test_where_the_context_may_not_shrink_the_share_grows_by_what_is_missing() -
     step = next_step(None, TOO_SMALL, allowing(Remedy.GROW_SHARE), FACTS, NOW)
 
     assert step.rungs == (Rung.GROW_SHARE,)
-    assert step.changes.share is not None
-    assert 28 * GIB + 2 * GIB < T * step.changes.share // 10_000 < 28 * GIB + 3 * GIB
+    assert isinstance(step.changes.share, Bytes)
+    assert 28 * GIB + 2 * GIB < step.changes.share.bytes < 28 * GIB + 3 * GIB
 
 
 def test_a_share_grows_neither_above_max_share_nor_without_one() -> None:
@@ -123,6 +128,24 @@ def test_a_lower_priority_tenant_yields_where_nothing_else_has_room() -> None:
     assert step.rungs == (Rung.GROW_SHARE, Rung.YIELD)
     assert step.changes.yielding is not None
     assert 0 < step.changes.yielding <= 20 * GIB
+
+
+def test_who_is_yielded_to_asks_for_more_than_the_ledger_has_and_waits_until_it_is_free() -> None:
+    full = replace(FACTS, spare=10 * GIB, yielding=20 * GIB)
+    step = next_step(None, Verdict(Kind.WEIGHTS_DO_NOT_FIT, "weights"), allowing(Remedy.MOVE), full, NOW)
+
+    assert step.rungs == (Rung.YIELD,)
+    assert (step.changes.yielding, step.changes.reserve) == (GIB, 11 * GIB)
+    assert step.changes.wait_for_free == 28 * GIB + 3 * GIB
+
+
+def test_who_moves_away_makes_nobody_yield() -> None:
+    death, model = Verdict(Kind.WEIGHTS_DO_NOT_FIT, "weights"), allowing(Remedy.MOVE)
+    yielded = next_step(None, death, model, replace(FACTS, spare=10 * GIB, yielding=20 * GIB), NOW).fault
+    step = next_step(yielded, death, model, replace(FACTS, elsewhere=60 * GIB), NOW + 60)
+
+    assert step.rungs == (Rung.MOVE,)
+    assert step.changes == Overrides(avoid=("GPU-0",))
 
 
 def test_a_start_that_was_not_alone_starts_again_alone_first() -> None:
@@ -244,12 +267,66 @@ def test_what_the_spec_did_not_allow_is_named_when_it_is_given_up() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ time and state
-def test_a_new_generation_starts_afresh() -> None:
+def test_a_fault_of_an_older_version_of_the_operator_is_of_its_generation() -> None:
     fault = climb(TOO_SMALL)[-1].fault
-    step = next_step(fault, TOO_SMALL, MODEL, replace(FACTS, generation=2), NOW + 60)
+    step = next_step(fault, TOO_SMALL, MODEL, replace(FACTS, generation=2, wish=WISH), NOW + 60)
 
     assert step.fault is not None
     assert (step.fault.attempt, step.rungs) == (1, (Rung.REDUCE_CONTEXT,))
+
+
+def test_a_fault_of_an_older_version_of_the_operator_is_of_the_wish_of_its_generation() -> None:
+    fault = next_step(None, TOO_SMALL, MODEL, FACTS, NOW).fault
+    named = heal(fault, WISH, 1, None, NOW)
+
+    assert fault is not None
+    assert named == replace(fault, wish=WISH)
+    assert heal(named, WISH, 2, None, NOW) == named
+
+
+def test_another_wish_for_the_model_starts_afresh() -> None:
+    fault = next_step(None, TOO_SMALL, MODEL, replace(FACTS, wish=WISH), NOW).fault
+    assert fault is not None
+    assert fault.wish == WISH
+    ground = {
+        "share": replace(MODEL, share=Percent(2100)),
+        "perNode": replace(MODEL, per_node=(NodeShare((("a", "b"),), Percent(2000)),)),
+        "onOutOfMemory": allowing(attempts=9),
+        "engine": replace(MODEL, engine=Engine(max_model_len=4096)),
+        "memory": replace(MODEL, memory=GIB),
+        "tensorParallelSize": replace(MODEL, tensor_parallel=2),
+    }
+    others = {name: wish_of(PLACEMENT, other, Policy()) for name, other in ground.items()}
+    others["headroom"] = wish_of(replace(PLACEMENT, headroom=100), MODEL, Policy())
+
+    for name, other in others.items():
+        assert heal(fault, other, 1, None, NOW) is None, name
+        step = next_step(fault, TOO_SMALL, MODEL, replace(FACTS, wish=other), NOW + 60)
+        assert (step.fault and step.fault.attempt, step.rungs) == (1, (Rung.REDUCE_CONTEXT,)), name
+
+
+def test_more_replicas_another_priority_and_other_models_are_no_other_wish() -> None:
+    scaled = replace(MODEL, replicas=7, priority=9)
+
+    assert (
+        wish_of(replace(PLACEMENT, generation=9, models=(scaled, replace(MODEL, name="x"))), scaled, Policy()) == WISH
+    )
+
+
+def test_other_nodes_give_what_was_given_up_another_try_and_undo_no_remedy() -> None:
+    there = wish_of(replace(PLACEMENT, names=("n2",)), MODEL, Policy())
+    fault = next_step(None, TOO_SMALL, MODEL, replace(FACTS, wish=WISH), NOW).fault
+    assert fault is not None
+
+    assert heal(fault, there, 2, None, NOW) == fault
+    assert heal(replace(fault, failed=True), there, 2, None, NOW) is None
+    assert heal(replace(fault, failed=True), WISH, 2, None, NOW) is not None
+
+
+def test_a_share_as_once_written_in_ten_thousandths_is_read() -> None:
+    fault = Fault("chat", 0, 1, "x", "x", 1, settings=(("share", "4262"),))
+
+    assert overrides(fault).share == Percent(4262)
 
 
 def test_failures_of_more_than_an_hour_ago_do_not_count() -> None:
@@ -267,18 +344,18 @@ def test_failures_of_more_than_an_hour_ago_do_not_count() -> None:
 def test_serving_for_ten_minutes_forgets_the_ladder_and_keeps_what_made_it_serve() -> None:
     fault = next_step(None, TOO_SMALL, MODEL, FACTS, NOW).fault
 
-    assert heal(fault, 1, NOW, NOW + HEALED_AFTER - 1) == fault
-    healed = heal(fault, 1, NOW, NOW + HEALED_AFTER)
+    assert heal(fault, "", 1, NOW, NOW + HEALED_AFTER - 1) == fault
+    healed = heal(fault, "", 1, NOW, NOW + HEALED_AFTER)
     assert healed is not None
     assert (healed.attempt, healed.remedies, healed.times) == (0, (), ())
     assert overrides(healed) == overrides(fault)
-    assert heal(healed, 1, NOW, NOW + 9999) == healed
-    assert heal(healed, 2, NOW, NOW + 9999) is None
+    assert heal(healed, "", 1, NOW, NOW + 9999) == healed
+    assert heal(healed, "", 2, NOW, NOW + 9999) is None
 
 
 def test_a_fault_that_changed_nothing_heals_to_nothing() -> None:
     fault = next_step(None, Verdict(Kind.ENGINE_DIED, "died"), MODEL, FACTS, NOW).fault
-    assert heal(fault, 1, NOW, NOW + HEALED_AFTER) is None
+    assert heal(fault, "", 1, NOW, NOW + HEALED_AFTER) is None
 
 
 def test_a_clock_that_jumped_back_makes_nobody_wait_for_ever() -> None:
@@ -312,10 +389,11 @@ def test_facts_are_read_from_the_snapshot() -> None:
         (dead, other),
     )
 
-    facts = facts_of(snapshot, placement, MODEL, dead)
+    facts = facts_of(snapshot, Wanted(placement, MODEL, 0), 0, dead)
 
     assert (facts.key, facts.generation, facts.utilization, facts.usable) == ("ns/p/chat/0", 4, 2000, T)
     assert facts.room == T - T // 10 - 14 * GIB - 28 * GIB
+    assert facts.spare == T - 14 * GIB - 28 * GIB - 3 * GIB
     assert facts.elsewhere == T - T // 10
     assert facts.yielding == 14 * GIB
 
@@ -387,8 +465,8 @@ def test_the_ladder_ends_and_keeps_its_promises(
             assert rung not in PERMISSION or PERMISSION[rung] in model.on_out_of_memory.allow
         seen.extend(step.rungs)
         if step.changes.share is not None and step.changes.share != overrides(old).share:
-            assert model.on_out_of_memory.max_share == Percent(max(step.changes.share, _limit(model)))
-            assert step.changes.share > facts.utilization
+            assert isinstance(step.changes.share, Bytes)
+            assert facts.share < step.changes.share.bytes <= facts.usable * _limit(model) // 10_000
         if is_about_memory(verdict) and step.rungs == (Rung.RESTART,):
             assert (step.changes.wait_for_free or 0) > 0, "the same start on the same full GPU"
         assert bool(step.rungs) != fault.failed

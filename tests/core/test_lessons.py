@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
+from typing import Any
 
 from cotenant import catalogue
 from cotenant.core.decision import Decision
 from cotenant.core.estimate.advice import at_share
 from cotenant.core.learn import SETTLED
+from cotenant.core.lessons import LATER
 from cotenant.core.reconcile import reconcile
 from cotenant.core.share import GIB
+from cotenant.core.snapshot import GPUNode, OnOutOfMemory, Remedy
+from cotenant.core.vllm import Engine
 from tests.core.builders import Cluster, model, node, placement
+from tests.core.corpus import log
 
 CONFIG = catalogue.find("meta-llama/Llama-3.1-8B-Instruct")
 
@@ -73,3 +79,130 @@ def test_an_empty_gpu_that_its_share_is_too_small_on_is_named() -> None:
     assert said.startswith("needs 36Gi on a GPU; big has the most")
     assert "on NVIDIA-L4 10.8Gi cannot hold the weights (15Gi)" in said
     assert "would fit" not in said, "5.3 GiB are free, in which it could not start"
+
+
+# ------------------------------------------------------------------------------------------------- whose lesson it is
+STARTED = "Available KV cache memory: 4.00 GiB\nGPU KV cache size: 40,000 tokens\n"
+REDUCES = OnOutOfMemory(allow=(Remedy.REDUCE_BATCH,))
+
+
+def lessons(cluster: Cluster) -> list[dict[str, Any]]:
+    """What the status holds."""
+    found: list[dict[str, Any]] = json.loads(cluster.placements["p"].status.raw)["models"][0].get("learned", [])
+    return found
+
+
+def pinned(cluster: Cluster) -> list[str]:
+    return [word for word in cluster.pods["default", "p-m-0"].args if word.startswith("--kv-cache-memory-bytes")]
+
+
+def restart(cluster: Cluster) -> None:
+    cluster.die("p-m-0", 0, log("engine-bug"))
+    for _ in range(6):
+        cluster.step()
+        cluster.ready()
+        cluster.now += 20
+
+
+def reduced() -> Cluster:
+    """An engine that came up with half the batch of its spec, and the log of that start."""
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "40%", on_out_of_memory=REDUCES)))
+    cluster.step()
+    cluster.die("p-m-0", 1, log("no-kv-memory"))
+    for _ in range(5):
+        cluster.step()
+        cluster.ready()
+        cluster.now += 20
+    key = ("default", "p-m-0")
+    assert "--max-num-seqs=64" in cluster.pods[key].args
+    cluster.pods[key] = replace(cluster.pods[key], start_log=STARTED)
+    cluster.step()
+    return cluster
+
+
+def test_what_a_reduced_engine_learned_is_pinned_on_it() -> None:
+    cluster = reduced()
+
+    restart(cluster)
+
+    assert "--max-num-seqs=64" in cluster.pods["default", "p-m-0"].args
+    assert pinned(cluster) == [f"--kv-cache-memory-bytes={int(3.995 * GIB)}"]
+
+
+def test_what_a_reduced_engine_learned_is_not_pinned_on_the_full_one() -> None:
+    cluster = reduced()
+    cluster.apply(placement("p", model("m", "40%", on_out_of_memory=REDUCES), headroom="4%"))  # the ladder is afresh
+    cluster.step()
+
+    restart(cluster)
+
+    assert "--max-num-seqs=128" in cluster.pods["default", "p-m-0"].args
+    assert pinned(cluster) == []
+
+
+def test_an_engine_by_an_older_spec_teaches_nothing_of_the_new_one() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "40%"))).settle()
+    key = ("default", "p-m-0")
+    cluster.pods[key] = replace(cluster.pods[key], start_log=STARTED)
+    cluster.apply(placement("p", model("m", "40%", engine=Engine(max_num_seqs=7)))).step()
+
+    assert lessons(cluster) == []
+
+
+def test_a_remedy_does_not_forget_what_the_full_engine_used_beyond_its_share() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "40%", on_out_of_memory=REDUCES))).settle()
+    key = ("default", "p-m-0")
+    given = cluster.pods[key].allocation
+    assert given is not None
+    cluster.pods[key] = replace(cluster.pods[key], allocation=replace(given, overrun=GIB // 2))  # it uses 1 GiB
+    cluster.now += LATER
+    cluster.settle()
+    assert [known["overrun"] for known in lessons(cluster)] == [str(GIB)]
+
+    cluster.die("p-m-0", 1, log("no-kv-memory"))
+    for _ in range(6):
+        cluster.step()
+        cluster.ready()
+        cluster.now += 20
+
+    again = cluster.pods[key].allocation
+    assert "--max-num-seqs=64" in cluster.pods[key].args
+    assert again is not None
+    assert again.overrun == GIB
+
+
+@dataclass
+class Mute(Cluster):
+    """Its agents say what they last said."""
+
+    said: GPUNode | None = None
+
+    def _report(self, report: GPUNode) -> GPUNode:
+        return self.said or super()._report(report)
+
+    def mute(self) -> None:
+        self.said = super()._report(self.nodes[0][1])
+
+
+def test_a_reading_of_the_pod_before_it_teaches_nothing() -> None:
+    cluster = Mute([node("n1")])
+    cluster.apply(placement("p", model("m", "60%"))).settle()
+    cluster.mute()
+    cluster.apply(placement("p", model("m", "25%"))).step()
+    cluster.now += 10
+    cluster.step()
+    cluster.ready()
+    for _ in range(8):  # its Lease has not run out yet
+        cluster.now += 10
+        cluster.step()
+    assert lessons(cluster) == []
+
+    cluster.now += 600
+    decision = reconcile(replace(cluster.snapshot(), silent=frozenset({"n1"})))
+
+    assert learned(decision) == []
+    cluster.said = None
+    cluster.settle()
+    cluster.now += 600
+    cluster.settle()
+    assert lessons(cluster) == []

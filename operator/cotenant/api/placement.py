@@ -231,4 +231,5 @@ def _fault(model: str, fault: FaultStatus) -> Fault:
         retry_at=seconds(fault.retry_at) if fault.retry_at else 0.0,
         failed=fault.failed,
         uid=fault.uid,
+        wish=fault.wish,
     )

@@ -46,7 +46,10 @@ class FaultStatus(Resource):
     """A replica's ladder so far: what went wrong, what was tried, when it starts again."""
 
     index: int
-    generation: int
+    generation: Annotated[int, Field(description="Of the spec, when it last failed.")]
+    wish: Annotated[
+        str, Field(description="What was asked for this model then: a change of it starts the ladder afresh.")
+    ] = ""
     reason: str
     message: str
     attempt: int

@@ -17,13 +17,21 @@ from cotenant.core.oom.deaths import Kind
 from cotenant.core.oom.ladder import LADDERS
 from cotenant.core.oom.remedies import PERMISSION, Rung, Setting, overrides
 from cotenant.core.replica import Replica
-from cotenant.core.share import Auto, Bytes, Percent, gib
+from cotenant.core.share import SCALE, Auto, Bytes, Percent, gib
 from cotenant.core.snapshot import Allocation, Fault, Learned, Model, Placement, Pod, Snapshot
 from cotenant.core.status import rfc3339
 from cotenant.core.vllm import Engine
 
 IN_BYTES = frozenset(
-    {Setting.KV_CACHE_BYTES, Setting.WAIT_FOR_FREE, Setting.YIELD, Setting.HOST_MEMORY, Setting.SHARED_MEMORY}
+    {
+        Setting.KV_CACHE_BYTES,
+        Setting.SHARE,
+        Setting.WAIT_FOR_FREE,
+        Setting.YIELD,
+        Setting.RESERVE,
+        Setting.HOST_MEMORY,
+        Setting.SHARED_MEMORY,
+    }
 )
 Parts = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -172,7 +180,7 @@ def _flag(ground: Ground, replica: Replica | None, model: Model, fault: Fault | 
 def _computed(share: Percent | Bytes | Auto, given: Allocation, machine: Machine, fault: Fault | None) -> str:
     grown = overrides(fault).share
     if grown is not None:
-        return f"share {share}, which remedies have grown to {grown / 100:g}%"
+        return f"share {share}, which remedies have grown to {grown}"
     asked = share if not isinstance(share, Auto) else None
     if asked is None:
         return f"auto: the estimate below (or what its first start taught) came to {gib(given.bytes)}"
@@ -245,7 +253,7 @@ def _fault(fault: Fault | None, model: Model) -> list[str]:
 
 def _told(name: str, value: str) -> str:
     """A setting's value; bytes as people read them."""
-    return gib(int(value)) if name in IN_BYTES and value.isdecimal() else value
+    return gib(int(value)) if name in IN_BYTES and value.isdecimal() and int(value) > SCALE else value
 
 
 def _next(fault: Fault, model: Model) -> list[str]:

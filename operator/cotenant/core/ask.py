@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from cotenant.core.estimate.advice import at_share, auto_share, refuse
 from cotenant.core.estimate.engine import Taught
@@ -23,12 +24,14 @@ class Ask:
     """On the machine's largest GPU."""
     overrun: int
     max_model_len: int | None = None
+    reserve: int = 0
+    """To be kept free beside both: its remedy is that tenants of lower priority give it up."""
 
 
 def ask(replica: Replica, machine: Machine, policy: Policy) -> Ask | NoPlace:
     """What this replica asks on this machine. The same for the same arguments: callers remember it."""
     model, config = replica.wanted.model, replica.config
-    share = replica.share or per_node_share(model, machine)
+    share = within(replica.share, model, machine) if replica.share else per_node_share(model, machine)
     length = None
     if isinstance(share, Auto) and (kept := _as_it_runs(replica, machine, policy)):
         share = kept
@@ -43,14 +46,14 @@ def ask(replica: Replica, machine: Machine, policy: Policy) -> Ask | NoPlace:
     taught = known(replica, machine.product, str(utilization), policy)
     overrun = taught.overrun if taught and taught.overrun is not None else _overrun(replica, granted, policy)
     if utilization.ten_thousandths > SCALE:
-        return Ask(utilization, granted, overrun, length)  # the packer says who comes nearest
+        return Ask(utilization, granted, overrun, length, replica.reserve)  # the packer says who comes nearest
     if config is not None and replica.share is None and not (taught and taught.kv_cache_tokens):
         refusal = refuse(config, model.engine, model.tensor_parallel, utilization.of(machine.smallest))
         if refusal is not None:
             percent = -(-refusal.needs * 100 // machine.smallest) if machine.smallest else 0
             would = f"; {percent}% of a {machine.product} would do" if 0 < percent <= 100 else ""
             return NoPlace(refusal.reason, refusal.message + would)
-    return Ask(utilization, granted, overrun, length)
+    return Ask(utilization, granted, overrun, length, replica.reserve)
 
 
 def could_run_with(replica: Replica, share: int) -> bool:
@@ -86,12 +89,39 @@ def per_node_share(model: Model, machine: Machine) -> Share:
     return model.share
 
 
+def within(grown: Percent | Bytes, model: Model, machine: Machine) -> Percent | Bytes:
+    """The share that remedies have come to, as it may be on this machine: no less than the spec's, no more than maxShare."""
+    least, most = per_node_share(model, machine), model.on_out_of_memory.max_share
+    share = grown
+    if most is not None and not isinstance(most, Auto):
+        share = min(share, most, key=_on(machine))
+    return share if isinstance(least, Auto) else max(share, least, key=_on(machine))
+
+
+def _on(machine: Machine) -> Callable[[Percent | Bytes], Utilization]:
+    return lambda share: share.utilization(machine.smallest)
+
+
 def known(replica: Replica, product: str, utilization: str, policy: Policy) -> Learned | None:
-    """What was learned of this model with these settings on this product; its KV cache only where the flag was the same."""
+    """What was learned of this model with these settings on this product; its KV cache only where the flag was the same.
+
+    Remedies make an engine smaller: what it weighs and uses beyond its share as the spec says is the most it will, until it has
+    served so. Its KV cache is its own.
+    """
     if not replica.learned:
         return None
     model = replica.wanted.model
-    return recall(replica.learned, model.name, lesson(model, product, utilization, policy))
+    key = lesson(model, model.engine, product, utilization, policy)
+    if replica.engine is None:
+        return recall(replica.learned, model.name, key)
+    own = lesson(model, replica.engine, product, utilization, policy)
+    found, full = recall(replica.learned, model.name, own), recall(replica.learned, model.name, key)
+    if full is None:
+        return found
+    if found is None:
+        return replace(full, key=own, kv_cache_tokens=None, kv_cache_bytes=None)
+    overrun = full.overrun if found.overrun is None else found.overrun
+    return replace(found, weights=found.weights or full.weights, overrun=overrun)
 
 
 def _no_config(model: Model) -> str:

@@ -206,7 +206,7 @@ def _differs(
         if pod.uid in recorded:
             return Leave(pod, "EngineEnded", "its engine ended", Pace.AT_ONCE, replica=replica)
         return None  # evidence before cleanup
-    if pod.uid in recorded:
+    if pod.is_starting and pod.uid in recorded:
         return Leave(
             pod, "StartGivenUp", pod.blocked or "its engine did not start in time", Pace.AT_ONCE, replica=replica
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 
 from cotenant.core.cases import Case, pods_of
 from cotenant.core.decision import Emit, Judged
@@ -12,14 +12,16 @@ from cotenant.core.demand import Wanted
 from cotenant.core.drift import due_at, overdue
 from cotenant.core.memo import Memo
 from cotenant.core.oom import ladder
+from cotenant.core.oom.deaths import Kind
 from cotenant.core.oom.evidence import evidence_of
 from cotenant.core.oom.facts import Ground, facts_of
 from cotenant.core.oom.judge import judge
 from cotenant.core.oom.remedies import apply, overrides
+from cotenant.core.oom.wish import is_by_wish, wish_of
 from cotenant.core.pod import Tuning, lesson
 from cotenant.core.replica import Replica
-from cotenant.core.share import GIB, Percent
-from cotenant.core.snapshot import Fault, Pod, Snapshot
+from cotenant.core.share import GIB
+from cotenant.core.snapshot import Fault, Placement, Pod, Snapshot
 
 PATIENCE = ladder.LONGEST_DELAY * 1.1
 """Seconds for which a place is kept, the longest back-off of all but those that wait for somebody else's doing."""
@@ -46,13 +48,16 @@ class Faults:
         fault = self.of.get(replica.origin)
         if fault is None:
             return replica
-        changes = overrides(fault)
+        changes, written = overrides(fault), replica.wanted.model.engine
+        engine = apply(written, changes)
         return replace(
             replica,
-            share=None if changes.share is None else Percent(changes.share),
+            share=changes.share,
             avoid=changes.avoid,
             wait_for_free=changes.wait_for_free or 0,
             yielded_to=changes.yielding is not None,
+            reserve=changes.reserve or 0,
+            engine=None if engine == written else engine,
         )
 
     def tuning(self, replica: Replica) -> Tuning:
@@ -72,27 +77,24 @@ def faults(snapshot: Snapshot, cases: tuple[Case, ...], memo: Memo) -> Faults:
     """Judges pods that ended or cannot start, steps their ladders, forgets what healed."""
     of: dict[str, Fault] = {}
     by_model: dict[str, list[Fault]] = {}
-    recorded: set[str] = set()
-    events: list[Emit] = []
-    judged: list[Judged] = []
     dues: list[float] = []
     resting: dict[str, float] = {}
-    ground = cache(lambda: Ground(snapshot, memo))
+    coroner = _Coroner(snapshot, cache(lambda: Ground(snapshot, memo)))
     upset = [(case, wanted) for case in cases if not case.calm for wanted in case.wanted]
     for case, wanted in upset:
         before = {fault.index: fault for fault in wanted.placement.status.faults if fault.model == wanted.model.name}
+        name_wish = partial(wish_of, wanted.placement, wanted.model, snapshot.policy)
+        wish = memo.of("wish of a fault", (wanted, snapshot.policy), (), name_wish)
         for index in range(wanted.model.replicas):
             mine = pods_of(wanted, index, case.by_name)
             after = before.get(index)
             if after is None and all(pod.ready and pod.is_alive for pod in mine):
                 continue
-            recorded.update(pod.uid for pod in mine if after is not None and after.uid == pod.uid)
-            candidates: list[Pod | None] = [*mine] or [None]
-            for pod in candidates:
-                due = due_at(pod, _timeout(snapshot, after)) if pod else None
-                after = _after(snapshot, wanted, pod, after, recorded, events, judged, ground)
+            for pod in mine:
+                due = due_at(pod, _timeout(snapshot, after))
                 if due is not None and due > snapshot.now:
                     dues.append(due)
+            after = coroner.after(wanted, index, wish, mine, after)
             if after is not None and not after.failed and not mine:
                 until = ladder.held_until(after, snapshot.now)
                 if until - snapshot.now > PATIENCE:
@@ -104,9 +106,9 @@ def faults(snapshot: Snapshot, cases: tuple[Case, ...], memo: Memo) -> Faults:
     return Faults(
         of,
         {key: tuple(found) for key, found in by_model.items()},
-        frozenset(recorded),
-        tuple(events),
-        tuple(judged),
+        frozenset(coroner.recorded),
+        tuple(coroner.events),
+        tuple(coroner.judged),
         min(dues, default=None),
         resting,
     )
@@ -117,35 +119,68 @@ def _timeout(snapshot: Snapshot, fault: Fault | None) -> float:
     return overrides(fault).start_timeout or snapshot.policy.start_timeout
 
 
-def _after(
-    snapshot: Snapshot,
-    wanted: Wanted,
-    pod: Pod | None,
-    fault: Fault | None,
-    recorded: set[str],
-    events: list[Emit],
-    judged: list[Judged],
-    ground: Callable[[], Ground],
-) -> Fault | None:
-    placement = wanted.placement
-    if pod is None or pod.uid in recorded:
-        return ladder.heal(fault, placement.generation, None, snapshot.now)
-    late = overdue(pod, _timeout(snapshot, fault), snapshot.now)
-    dead = pod.ended is not None and pod.ended.log is not None
-    if not dead and not late:
-        return ladder.heal(fault, placement.generation, _serves_since(pod, fault, snapshot.now), snapshot.now)
-    verdict = judge(evidence_of(snapshot, pod, timed_out=bool(late) and not pod.blocked))
-    known = _known_kv(snapshot, wanted, pod)
-    facts = facts_of(snapshot, placement, wanted.model, pod, kv_bytes=known, ground=ground())
-    step = ladder.next_step(fault, verdict, wanted.model, facts, snapshot.now)
-    if step.fault is None or step.fault == fault:
-        recorded.add(pod.uid)  # nothing to take down: it was stopped on purpose
+@dataclass
+class _Coroner:
+    """Judges the dead of one pass, and keeps what is to be told of them."""
+
+    snapshot: Snapshot
+    ground: Callable[[], Ground]
+    recorded: set[str] = field(default_factory=set)
+    events: list[Emit] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)
+
+    def after(self, wanted: Wanted, index: int, wish: str, pods: list[Pod], fault: Fault | None) -> Fault | None:
+        """A replica's fault after this pass.
+
+        A fault names one pod whose end it took down. So the next end is judged once that pod is gone: were it judged before, a
+        controller that starts anew would judge the first one again.
+        """
+        if fault is not None and any(pod.uid == fault.uid and _serves(pod) for pod in pods):
+            fault = replace(fault, uid="", failed=False)  # its start was given up, and it came up all the same
+        generation, now = wanted.placement.generation, self.snapshot.now
+        taken = {pod.uid for pod in pods if fault is not None and pod.uid == fault.uid}
+        self.recorded |= taken
+        busy = any(pod.uid in taken and not pod.deleting for pod in pods)
+        if not pods:
+            return ladder.heal(fault, wish, generation, None, now)
+        for pod in pods:
+            late = "" if pod.uid in taken else overdue(pod, _timeout(self.snapshot, fault), now)
+            dead = pod.uid not in taken and pod.ended is not None and pod.ended.log is not None
+            since = None if dead or late or pod.uid in taken else _serves_since(pod, fault, now)
+            fault = ladder.heal(fault, wish, generation, since, now)
+            if (dead or late) and not busy:
+                before, fault = fault, self._judge(wanted, index, wish, pod, fault, late=bool(late) and not pod.blocked)
+                busy = fault is not before
         return fault
-    about = (placement.namespace, placement.name, placement.uid)
-    events.append(Emit(*about, "Warning", step.fault.reason, f"{pod.name}: {step.message}"))
-    rungs = tuple(str(rung) for rung in step.rungs)
-    judged.append(Judged(placement.namespace, pod.name, str(verdict.kind), rungs, pod.uid))
-    return replace(step.fault, uid=pod.uid)
+
+    def _judge(
+        self, wanted: Wanted, index: int, wish: str, pod: Pod, fault: Fault | None, *, late: bool
+    ) -> Fault | None:
+        placement, model, policy = wanted.placement, wanted.model, self.snapshot.policy
+        verdict = judge(evidence_of(self.snapshot, pod, timed_out=late))
+        if verdict.kind is Kind.STOPPED:
+            self.recorded.add(pod.uid)  # nothing to take down: it was stopped on purpose
+            return fault
+        machine = self.ground().bins.machines.get(pod.allocation.node) if pod.allocation else None
+        if not is_by_wish(pod, model, policy, machine, overrides(fault).share):
+            self.recorded.add(pod.uid)  # nor here: it says nothing of what is asked for now
+            said = f"{verdict.message[:700]} -> started anew: it ran by an older spec"
+            self._tell(placement, pod, verdict.kind, said, ())
+            return fault
+        known = _known_kv(self.snapshot, wanted, pod, fault)
+        facts = facts_of(self.snapshot, wanted, index, pod, wish=wish, kv_bytes=known, ground=self.ground())
+        step = ladder.next_step(fault, verdict, model, facts, self.snapshot.now)
+        self._tell(placement, pod, verdict.kind, step.message, tuple(str(rung) for rung in step.rungs))
+        return step.fault and replace(step.fault, uid=pod.uid)
+
+    def _tell(self, placement: Placement, pod: Pod, kind: Kind, message: str, rungs: tuple[str, ...]) -> None:
+        about = (placement.namespace, placement.name, placement.uid)
+        self.events.append(Emit(*about, "Warning", str(kind), f"{pod.name}: {message}"))
+        self.judged.append(Judged(placement.namespace, pod.name, str(kind), rungs, pod.uid))
+
+
+def _serves(pod: Pod) -> bool:
+    return pod.is_alive and not pod.is_starting
 
 
 def _serves_since(pod: Pod, fault: Fault | None, now: float) -> float | None:
@@ -156,13 +191,13 @@ def _serves_since(pod: Pod, fault: Fault | None, now: float) -> float | None:
     return None if is_older or not pod.ready else pod.ready_since
 
 
-def _known_kv(snapshot: Snapshot, wanted: Wanted, pod: Pod) -> int | None:
+def _known_kv(snapshot: Snapshot, wanted: Wanted, pod: Pod, fault: Fault | None) -> int | None:
     """The KV cache that a start like this one came up with."""
-    given = pod.allocation
+    given, engine = pod.allocation, apply(wanted.model.engine, overrides(fault))
     products = {device.uuid: device.product for node in snapshot.gpu_nodes for device in node.devices}
     product = products.get(given.gpus[0]) if given and given.gpus else None
     if given is None or product is None:
         return None
-    key = lesson(wanted.model, product, given.utilization, snapshot.policy)
+    key = lesson(wanted.model, engine, product, given.utilization, snapshot.policy)
     taught = (known for known in wanted.placement.status.learned if known.model == wanted.model.name)
     return next((known.kv_cache_bytes for known in taught if known.key == key), None)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from math import inf
 
-from cotenant.core.ask import known
+from cotenant.core.ask import known, per_node_share
 from cotenant.core.cases import Case, pods_of
 from cotenant.core.demand import Wanted
 from cotenant.core.estimate.advice import at_share
@@ -15,9 +15,17 @@ from cotenant.core.inventory import Inventory, Machine
 from cotenant.core.learn import SETTLED, overrun
 from cotenant.core.learn import learn as read
 from cotenant.core.memo import Memo
+from cotenant.core.oom.remedies import apply, overrides
+from cotenant.core.oom.wish import is_by_spec, is_of, wish_of
 from cotenant.core.pod import lesson
 from cotenant.core.replica import Replica
+from cotenant.core.share import Auto
 from cotenant.core.snapshot import Allocation, Learned, Pod, Policy, Snapshot
+from cotenant.core.vllm import Engine, runs
+
+LATER = 90.0
+"""Seconds after which what an agent says of a pod is of this pod, and not of the one before it under the same name: a silent agent
+is known by its Lease (60 s), which is looked at every 15 s."""
 
 Lessons = dict[str, tuple[Learned, ...]]
 """By `namespace/placement/model`."""
@@ -44,21 +52,40 @@ def _of_case(
     for wanted, config in zip(case.wanted, configs, strict=True):
         kept = {taught.key: taught for taught in wanted.placement.status.learned if taught.model == wanted.model.name}
         for index in range(wanted.model.replicas):
+            engine = _engine(wanted, index, policy)
             for pod in pods_of(wanted, index, case.by_name):
                 machine = machines.machines.get(pod.allocation.node) if pod.allocation else None
                 if machine is None or not pod.ready or not pod.is_alive:
                     continue
-                _add(kept, wanted, pod, machine, policy, now, config)
-                if pod.ready_since is not None and now < pod.ready_since + SETTLED:
-                    until = min(until, pod.ready_since + SETTLED)
+                _add(kept, wanted, engine, pod, machine, policy, now, config)
+                changes = [pod.created + LATER] + ([] if pod.ready_since is None else [pod.ready_since + SETTLED])
+                until = min([until, *(at for at in changes if at > now)])
         if kept:
             out[wanted.key] = tuple(kept[key] for key in sorted(kept))
     return out, until
 
 
+def _engine(wanted: Wanted, index: int, policy: Policy) -> Engine:
+    """The block that a replica runs with: the spec's, with the remedies that the status says were taken."""
+    placement, model = wanted.placement, wanted.model
+    faults = (f for f in placement.status.faults if (f.model, f.index) == (model.name, index))
+    fault = next((f for f in faults if is_of(f, wish_of(placement, model, policy), placement.generation)), None)
+    return apply(model.engine, overrides(fault))
+
+
+def _is_run_by(pod: Pod, wanted: Wanted, engine: Engine, machine: Machine, policy: Policy) -> bool:
+    """Whether a pod was started with this block: one by an older spec, or with other remedies, teaches nothing of it."""
+    given = pod.allocation
+    if given is None or not is_by_spec(pod, wanted.model, policy):
+        return False
+    sized = isinstance(per_node_share(wanted.model, machine), Auto)
+    return runs(pod.args, engine, given.bytes, any_length=sized)
+
+
 def _add(
     kept: dict[str, Learned],
     wanted: Wanted,
+    engine: Engine,
     pod: Pod,
     machine: Machine,
     policy: Policy,
@@ -68,20 +95,21 @@ def _add(
     allocation = pod.allocation
     if allocation is None:
         return
-    key = lesson(wanted.model, machine.product, allocation.utilization, policy)
+    key = lesson(wanted.model, engine, machine.product, allocation.utilization, policy)
     before = kept.get(key, Learned(wanted.model.name, key))
     after = before
     if pod.start_log and before.kv_cache_tokens is None:
         took = None if pod.ready_since is None else max(0, round(pod.ready_since - pod.created))
         after = read(wanted.model.name, key, pod.start_log, ready_seconds=took, before=before)
-    used = _used(pod, allocation, machine)
+    is_of_this_pod = not machine.closed and now >= pod.created + LATER
+    used = _used(pod, allocation, machine) if is_of_this_pod else None
     if used is not None:
         serving = 0.0 if pod.ready_since is None else now - pod.ready_since
         idle = after.overrun is None and serving >= SETTLED
         expected = _expected(wanted, allocation, config) if idle else None
         seen = used - allocation.bytes
         after = replace(after, overrun=overrun(after.overrun, allocation.overrun, expected, seen, serving))
-    if after != before:
+    if after != before and _is_run_by(pod, wanted, engine, machine, policy):
         kept[key] = after
 
 

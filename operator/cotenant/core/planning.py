@@ -79,8 +79,10 @@ def assign(
             for replica in alone:
                 del staying[replica.origin], without[replica.origin]
             continue
-        shunning = {r.key: replace(r, avoid=()) for r in left if r.avoid}
-        if shunning:  # rather where it failed once than nowhere
+        # rather with nobody yielding, or where it failed once, than nowhere
+        shunning = {r.key: replace(r, reserve=0) for r in left if r.reserve}
+        shunning = shunning or {r.key: replace(r, avoid=()) for r in left if r.avoid}
+        if shunning:
             without |= shunning
             continue
         homeless = {r.key: _told(r, nowhere[r.key], site.usable) for r in left if _runs_on(r, nowhere[r.key])}

@@ -70,10 +70,10 @@ def allocated_hash(wish: str, allocation: Allocation) -> str:
     return f"{HASH_VERSION}-{hashlib.sha256(f'{wish}|{place}'.encode()).hexdigest()[:16]}"
 
 
-def lesson(model: Model, product: str, utilization: str, policy: Policy) -> str:
-    """What a start must have in common with another to teach it everything."""
-    version = engine_image(model.engine.name, policy).version
-    return key(model.uri, model.engine, version, model.tensor_parallel, product, utilization)
+def lesson(model: Model, engine: vllm.Engine, product: str, utilization: str, policy: Policy) -> str:
+    """What a start must have in common with another to teach it everything; `engine` is the block with its remedies in it."""
+    version = engine_image(engine.name, policy).version
+    return key(model.uri, engine, version, model.tensor_parallel, product, utilization)
 
 
 @dataclass(frozen=True, slots=True)

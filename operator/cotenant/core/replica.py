@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from cotenant.core.demand import Wanted
 from cotenant.core.estimate.modelconfig import ModelConfig
-from cotenant.core.share import Share
+from cotenant.core.share import Bytes, Percent
 from cotenant.core.snapshot import Allocation, Learned, Pod
+from cotenant.core.vllm import Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Replica:
     wanted: Wanted
     index: int
     pod: Pod | None = None
-    share: Share | None = None
+    share: Bytes | Percent | None = None
     """Another share than the spec's: what remedies have come to."""
     avoid: tuple[str, ...] = ()
     """GPUs it failed on."""
@@ -25,6 +26,10 @@ class Replica:
     """Bytes that must be free on each GPU before its next start."""
     yielded_to: bool = False
     """Its remedy is that tenants of lower priority make room for it."""
+    reserve: int = 0
+    """Bytes of each GPU that are kept free for it beside its share and overrun: what they are to give up."""
+    engine: Engine | None = None
+    """Another engine block than the spec's: what remedies have made of it."""
     successor: bool = False
     """It is to take over from the pod that serves now, which leaves once this one is ready (SurgeIfRoom)."""
     refused: bool = False
@@ -43,6 +48,11 @@ class Replica:
     def origin(self) -> str:
         """The key without that mark: faults and their back-off are of both, whoever died."""
         return f"{self.wanted.key}/{self.index}"
+
+    @property
+    def asks_alone(self) -> bool:
+        """It may ask for something else than the other replicas of its model."""
+        return bool(self.share or self.avoid or self.reserve or self.engine or self.successor or self.refused)
 
 
 Crew = tuple[Replica, ...]

@@ -185,6 +185,8 @@ class Fault:
     """Given up: a person must change something."""
     uid: str = ""
     """Of the pod whose death this took down last: only then may the pod go."""
+    wish: str = ""
+    """What was asked for this model then; '' = a version of the operator that did not know wrote it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,6 +264,7 @@ def _fault_status(fault: Fault) -> Manifest:
     out: Manifest = {
         "index": fault.index,
         "generation": fault.generation,
+        "wish": fault.wish,
         "reason": fault.reason,
         "message": fault.message[:4096],
         "attempt": fault.attempt,

@@ -21,8 +21,7 @@ def grouped(replicas: Crew) -> dict[str, list[Replica]]:
     """Replicas that ask for the same, by workload key; one whose remedies changed its ask stands alone."""
     groups: dict[str, list[Replica]] = {}
     for replica in replicas:
-        alone = replica.share is not None or replica.avoid or replica.successor or replica.refused
-        groups.setdefault(replica.key if alone else replica.wanted.key, []).append(replica)
+        groups.setdefault(replica.key if replica.asks_alone else replica.wanted.key, []).append(replica)
     return groups
 
 
@@ -159,7 +158,7 @@ def workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy) -> 
         if isinstance(asked, NoPlace):
             failures.append(asked)
         unfit.append(asked.message if isinstance(asked, NoPlace) else "")
-        demands.append(Demand(asked.bytes, asked.overrun) if isinstance(asked, Ask) else None)
+        demands.append(Demand(asked.bytes, asked.overrun + asked.reserve) if isinstance(asked, Ask) else None)
         refused.append(why or unfit[-1])
     if failures and not any(demands):
         return failures[0]

@@ -164,6 +164,28 @@ def command(
     return (*arguments, *engine.extra_args)
 
 
+_BY_REMEDIES = (
+    "--max-model-len",
+    "--max-num-seqs",
+    "--max-num-batched-tokens",
+    "--max-cudagraph-capture-size",
+    "--enforce-eager",
+)
+"""What remedies change of the block: it may be another at every start by the same spec."""
+
+
+def runs(arguments: tuple[str, ...], engine: Engine, share: int, *, any_length: bool = False) -> bool:
+    """Whether a command line is this block's at this share, in all that remedies may have changed. `any_length`: its context was
+    sized for the share. Of no command line nothing is known: it may be."""
+    given: dict[str, str] = {}
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        given.setdefault(flag, value)
+    wanted = {flag: value or "" for flag, value in _flags(settle(engine, Sizing(share)))}
+    free = ("--max-model-len",) if any_length else ()
+    return not arguments or all(given.get(flag) == wanted.get(flag) for flag in _BY_REMEDIES if flag not in free)
+
+
 def _flags(engine: Engine) -> list[tuple[str, str | None]]:
     """Every typed setting that was given, as its flag; None = a switch."""
     length = "auto" if engine.auto_max_model_len else engine.max_model_len

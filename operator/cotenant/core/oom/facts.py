@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from cotenant.core.demand import Wanted
 from cotenant.core.inventory import inventory
 from cotenant.core.ledger import Account, accounts
 from cotenant.core.memo import Memo
@@ -19,6 +20,7 @@ class Facts:
     """`namespace/placement/model/replica`: the back-off's jitter comes from it."""
     index: int
     generation: int
+    """Of the placement's spec."""
     gpus: tuple[str, ...] = ()
     usable: int = 0
     """T of the smallest of its GPUs."""
@@ -27,6 +29,8 @@ class Facts:
     overrun: int = 0
     room: int = 0
     """What the ledger could promise on the tightest of its GPUs beyond its own share."""
+    spare: int = 0
+    """What the ledger expects to stay unused there, its own share and overrun in use."""
     elsewhere: int = 0
     """The largest share that fits on other GPUs; 0 = none."""
     yielding: int = 0
@@ -35,6 +39,8 @@ class Facts:
     """KV cache of its last start that came up."""
     host_memory: int | None = None
     start_timeout: float = 1800.0
+    wish: str = ""
+    """What is asked for its model."""
 
     @property
     def share(self) -> int:
@@ -67,23 +73,29 @@ class Ground:
 
 def facts_of(
     snapshot: Snapshot,
-    placement: Placement,
-    model: Model,
+    wanted: Wanted,
+    index: int,
     pod: Pod,
     *,
+    wish: str = "",
     kv_bytes: int | None = None,
     ground: Ground | None = None,
 ) -> Facts:
-    """The facts about one pod of a model that ended or cannot start. `kv_bytes`: what a like start of it learned."""
+    """The facts about the pod of a replica that ended or cannot start. `kv_bytes`: what a like start of it learned.
+
+    Whose pod it is, is not read from its labels: they may have been changed by hand.
+    """
     ground = ground or Ground(snapshot)
+    placement, model = wanted.placement, wanted.model
     headroom = snapshot.policy.headroom if placement.headroom is None else placement.headroom
     bare = Facts(
-        key=f"{pod.namespace}/{pod.placement}/{pod.model}/{pod.replica}",
-        index=pod.replica,
+        key=f"{wanted.key}/{index}",
+        index=index,
         generation=placement.generation,
         kv_bytes=kv_bytes,
         host_memory=model.memory or snapshot.policy.default_memory,
         start_timeout=snapshot.policy.start_timeout,
+        wish=wish,
     )
     given = pod.allocation
     here = [ground.without(pod, uuid) for uuid in given.gpus if uuid in ground.ledger] if given else []
@@ -99,6 +111,7 @@ def facts_of(
         utilization=_ten_thousandths(given.utilization),
         overrun=given.overrun,
         room=max(0, min(rooms) - given.bytes),
+        spare=max(0, min(account.free_use for account in here) - given.bytes - given.overrun),
         elsewhere=_elsewhere(ground, placement, len(given.gpus), given.gpus, headroom, given.overrun),
         yielding=min(_held(account, lower) for account in here),
     )

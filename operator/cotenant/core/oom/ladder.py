@@ -1,7 +1,7 @@
 """The next remedy for a replica that died: a rung at a time, within what the spec allows, slower each time, and an end.
 
 All that was tried is in the Fault, which lives in the placement's status: a restarted controller goes on where the
-dead one stood. A new generation of the spec starts afresh.
+dead one stood. A change of what was asked for the model starts afresh.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cotenant.core.oom.remedies import (
     change,
     overrides,
 )
+from cotenant.core.oom.wish import is_named, is_of
 from cotenant.core.snapshot import Fault, Model
 
 HOUR = 3600.0
@@ -158,7 +159,7 @@ def next_step(fault: Fault | None, verdict: Verdict, model: Model, facts: Facts,
     if verdict.kind is Kind.STOPPED:
         return Step(fault, changes=overrides(fault))
     ladder = LADDERS[verdict.kind]
-    past = fault if fault is not None and fault.generation == facts.generation else None
+    past = fault if fault is not None and is_of(fault, facts.wish, facts.generation) else None
     remedies, attempt = (past.remedies, past.attempt + 1) if past else ((), 1)
     earlier = tuple(min(time, now) for time in past.times if now - time < HOUR) if past else ()
     times = (*earlier, now)[-KEPT_TIMES:]
@@ -188,6 +189,7 @@ def next_step(fault: Fault | None, verdict: Verdict, model: Model, facts: Facts,
         times=times,
         retry_at=retry_at,
         failed=failed,
+        wish=facts.wish,
     )
     return Step(new, rungs, overrides(new), new.message)
 
@@ -203,13 +205,15 @@ def held_until(fault: Fault, now: float) -> float:
     return fault.retry_at if fault.retry_at <= now + HOUR + LONGEST_DELAY else 0.0
 
 
-def heal(fault: Fault | None, generation: int, ready_since: float | None, now: float) -> Fault | None:
+def heal(fault: Fault | None, wish: str, generation: int, ready_since: float | None, now: float) -> Fault | None:
     """What is left of a fault once its replica serves: after 10 minutes the ladder is forgotten.
 
-    What the remedies made of the engine stays as long as the spec does: without it the next start would die again.
+    What the remedies made of the engine stays as long as the wish does: without it the next start would die again.
     """
-    if fault is None or fault.generation != generation:
+    if fault is None or not is_of(fault, wish, generation):
         return None
+    if not is_named(fault):
+        fault = replace(fault, wish=wish)
     if ready_since is None or now - ready_since < HEALED_AFTER or (fault.attempt == 0 and not fault.failed):
         return fault
     kept = tuple((name, text) for name, text in fault.settings if name not in PASSING)
@@ -231,15 +235,15 @@ def _climb(ladder: Ladder, case: Case, taken: tuple[str, ...]) -> tuple[tuple[Ru
             continue
         if rung is Rung.RESTART:
             if _may_help(case):
-                return (Rung.RESTART,), _wait(case)
+                return (Rung.RESTART,), _wait(case, {})
             continue
         changes = change(rung, case)
         if changes and _changes_something(changes, case):
-            also = tuple(other for name, other in _BESIDE if name in changes and other is not rung)
+            also = tuple(other for name, other in _BESIDE if changes.get(name) and other is not rung)
             if not any(other in taken for other in also):
-                return (rung, *also), changes
+                return (rung, *also), _wait(case, changes) | changes if changes.get(Setting.YIELD) else changes
     if ladder.outside or ladder.repeat:
-        return (Rung.RESTART,), _wait(case)
+        return (Rung.RESTART,), _wait(case, {})
     return (), {}
 
 
@@ -262,12 +266,13 @@ def _may_help(case: Case) -> bool:
     return verdict.blame not in (Blame.NOBODY, Blame.LEDGER)
 
 
-def _wait(case: Case) -> Settings:
+def _wait(case: Case, changes: Settings) -> Settings:
     """The same start must not meet the same full GPU: it waits until its share and overrun are free."""
     if not is_about_memory(case.verdict):
         return {}
     beside = max(case.facts.overrun, context(case.model.tensor_parallel))
-    wanted = max(case.verdict.numbers.wanted or 0, case.facts.share) + beside
+    share = int(changes.get(Setting.SHARE) or case.facts.share)
+    wanted = max(case.verdict.numbers.wanted or 0, share) + beside
     # an empty GPU never reads quite empty
     most = case.facts.usable - NOISE
     return {Setting.WAIT_FOR_FREE: str(min(wanted, most) if most > 0 else wanted)}

@@ -8,7 +8,7 @@ from enum import StrEnum
 from cotenant.core.oom.deaths import Kind
 from cotenant.core.oom.facts import Facts
 from cotenant.core.oom.judge import Verdict
-from cotenant.core.share import GIB, MIB, SCALE, Auto
+from cotenant.core.share import GIB, MIB, SCALE, Auto, Bytes, Percent
 from cotenant.core.snapshot import Fault, Model, Remedy
 from cotenant.core.vllm import Engine, Sizing, settle
 
@@ -64,11 +64,13 @@ class Setting(StrEnum):
     EAGER = "eager"
     KV_CACHE_BYTES = "kvCacheBytes"
     SHARE = "share"
-    """Ten-thousandths."""
+    """Bytes per GPU: what was missing is as much on a larger one. Up to 10,000 it is ten-thousandths, as it once was."""
     AVOID = "avoidGPUs"
     """UUIDs, comma-separated."""
     YIELD = "yield"
     """Bytes per GPU that tenants of lower priority are to give up."""
+    RESERVE = "reserve"
+    """Bytes per GPU that the plan keeps free beside its share and overrun, so that they do."""
     WAIT_FOR_FREE = "waitForFree"
     """Bytes that must be free on each GPU before the next start."""
     HOST_MEMORY = "hostMemory"
@@ -77,7 +79,7 @@ class Setting(StrEnum):
     """Seconds."""
 
 
-PASSING = frozenset({Setting.AVOID, Setting.YIELD, Setting.WAIT_FOR_FREE})
+PASSING = frozenset({Setting.AVOID, Setting.YIELD, Setting.RESERVE, Setting.WAIT_FOR_FREE})
 """Settings about one start on one GPU: gone once it serves. The others make up the engine and stay."""
 
 
@@ -91,10 +93,10 @@ class Overrides:
     max_capture_size: int | None = None
     eager: bool = False
     kv_cache_bytes: int | None = None
-    share: int | None = None
-    """Ten-thousandths."""
+    share: Bytes | Percent | None = None
     avoid: tuple[str, ...] = ()
     yielding: int | None = None
+    reserve: int | None = None
     wait_for_free: int | None = None
     host_memory: int | None = None
     shared_memory: int | None = None
@@ -111,6 +113,7 @@ def overrides(fault: Fault | None) -> Overrides:
         text = kept.get(name, "")
         return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
+    grown = whole(Setting.SHARE)
     return Overrides(
         max_model_len=whole(Setting.MAX_MODEL_LEN),
         max_num_seqs=whole(Setting.MAX_NUM_SEQS),
@@ -118,9 +121,10 @@ def overrides(fault: Fault | None) -> Overrides:
         max_capture_size=whole(Setting.MAX_CAPTURE_SIZE),
         eager=kept.get(Setting.EAGER) == "true",
         kv_cache_bytes=whole(Setting.KV_CACHE_BYTES),
-        share=whole(Setting.SHARE),
+        share=None if not grown else Bytes(grown) if grown > SCALE else Percent(grown),
         avoid=tuple(uuid for uuid in kept.get(Setting.AVOID, "").split(",") if uuid),
         yielding=whole(Setting.YIELD),
+        reserve=whole(Setting.RESERVE),
         wait_for_free=whole(Setting.WAIT_FOR_FREE),
         host_memory=whole(Setting.HOST_MEMORY),
         shared_memory=whole(Setting.SHARED_MEMORY),
@@ -228,7 +232,7 @@ def _eager(case: Case) -> Settings | None:
 
 def _grow_share(case: Case) -> Settings | None:
     facts, limit = case.facts, case.model.on_out_of_memory.max_share
-    if limit is None or isinstance(limit, Auto) or facts.usable <= 0:
+    if limit is None or isinstance(limit, Auto) or facts.usable < GIB:
         return None
     most = min(SCALE, limit.utilization(facts.usable).ten_thousandths)
     missing = _missing(case.verdict)
@@ -239,11 +243,11 @@ def _grow_share(case: Case) -> Settings | None:
     if not facts.utilization < target <= most:
         return None
     share = facts.usable * target // SCALE
-    grown: Settings = {Setting.SHARE: str(target), Setting.KV_CACHE_BYTES: ""}
+    grown: Settings = {Setting.SHARE: str(share), Setting.KV_CACHE_BYTES: ""}
     if share - facts.share <= facts.room:
         return grown
     if case.allows(Rung.MOVE) and facts.elsewhere >= share and facts.gpus:
-        return grown | {Setting.AVOID: _avoided(case)}
+        return grown | _away(case)
     if case.allows(Rung.YIELD) and facts.room + facts.yielding >= share - facts.share:
         return grown | {Setting.YIELD: str(share - facts.share - facts.room)}
     return None
@@ -261,17 +265,23 @@ def _missing(verdict: Verdict) -> int | None:
 
 def _move(case: Case) -> Settings | None:
     fits = case.facts.gpus and case.facts.elsewhere >= max(1, case.facts.share)
-    return {Setting.AVOID: _avoided(case)} if fits else None
+    return _away(case) if fits else None
 
 
-def _avoided(case: Case) -> str:
-    return ",".join(sorted({*case.now.avoid, *case.facts.gpus}))
+def _away(case: Case) -> Settings:
+    """Elsewhere nobody has to yield."""
+    avoided = ",".join(sorted({*case.now.avoid, *case.facts.gpus}))
+    return {Setting.AVOID: avoided, Setting.YIELD: "", Setting.RESERVE: ""}
 
 
 def _yield(case: Case) -> Settings | None:
     said = case.verdict.numbers
     short = said.wanted - said.free if said.wanted is not None and said.free is not None else GIB
-    return {Setting.YIELD: str(max(short, MIB))} if case.facts.yielding >= max(short, MIB) else None
+    short = max(short, MIB)
+    if case.facts.yielding < short:
+        return None
+    # by the ledger it had room enough: only who asks for more than there is makes others yield
+    return {Setting.YIELD: str(short), Setting.RESERVE: str(case.facts.spare + short)}
 
 
 def _more_host_memory(case: Case) -> Settings | None:
