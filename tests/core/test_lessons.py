@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from cotenant import catalogue
 from cotenant.core.decision import Decision
-from cotenant.core.estimate.advice import at_share
+from cotenant.core.estimate.advice import CONTEXT, at_share
 from cotenant.core.learn import SETTLED
 from cotenant.core.reconcile import reconcile
 from cotenant.core.share import GIB
+from cotenant.core.vllm import Engine
 from tests.core.builders import Cluster, model, node, placement
 
 CONFIG = catalogue.find("meta-llama/Llama-3.1-8B-Instruct")
@@ -73,3 +75,39 @@ def test_an_empty_gpu_that_its_share_is_too_small_on_is_named() -> None:
     assert said.startswith("needs 36Gi on a GPU; big has the most")
     assert "on NVIDIA-L4 10.8Gi cannot hold the weights (15Gi)" in said
     assert "would fit" not in said, "5.3 GiB are free, in which it could not start"
+
+
+def test_a_model_longer_than_its_automatic_share_starts_with_the_length_that_was_sized_for() -> None:
+    cluster = Cluster([node("n")]).apply(placement("p", model("m", "auto")))
+    assert CONFIG is not None
+    configs = (("hf://org/m", CONFIG),)
+
+    create = next(
+        c for c in reconcile(replace(cluster.snapshot(), configs=configs)).creates if "containers" in c.manifest["spec"]
+    )
+    args = create.manifest["spec"]["containers"][0]["args"]
+
+    assert CONFIG.max_position > CONTEXT
+    assert f"--max-model-len={CONTEXT}" in args or str(CONTEXT) == args[args.index("--max-model-len") + 1]
+
+
+def test_an_automatic_share_is_still_refused_for_a_length_that_the_user_names_beyond_the_model() -> None:
+    engine = Engine(max_model_len=1 << 20, target_concurrency=1)
+    cluster = Cluster([node("n")]).apply(placement("p", model("m", "auto", engine=engine)))
+    assert CONFIG is not None
+
+    decision = reconcile(replace(cluster.snapshot(), configs=(("hf://org/m", CONFIG),)))
+
+    assert not decision.creates
+    assert "ContextBeyondModel" in json.dumps([status.status for status in decision.statuses])
+
+
+def test_of_several_products_that_refuse_a_share_the_one_that_comes_nearest_is_told() -> None:
+    small, large = node("a", memory=40 * GIB, product="NVIDIA-S"), node("b", memory=90 * GIB, product="NVIDIA-L")
+    cluster = Cluster([small, large]).apply(placement("p", model("m", "10%")))
+    assert CONFIG is not None
+
+    (status,) = reconcile(replace(cluster.snapshot(), configs=(("hf://org/m", CONFIG),))).statuses
+
+    message = status.status["models"][0]["replicas"][0]["message"]
+    assert message.endswith("% of NVIDIA-L would do")

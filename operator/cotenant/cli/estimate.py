@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from cotenant.core.estimate.advice import (
     auto_share,
     longest_context,
     refuse,
+    sized,
     smallest_share,
 )
 from cotenant.core.estimate.engine import Estimate
@@ -105,8 +106,8 @@ def _answer(options: argparse.Namespace) -> Answer:
     )
     auto = auto_share(config, engine, options.tp)
     share = _granted(wanted, auto, memory)
-    if isinstance(wanted, Auto) and engine.max_model_len is None:
-        engine = replace(engine, max_model_len=auto.max_model_len, auto_max_model_len=False)
+    if isinstance(wanted, Auto):
+        engine = sized(engine, auto.max_model_len)
     refusal = _refusal(config, engine, options.tp, share, memory)
     fits = longest_context(config, engine, options.tp, share)
     if engine.auto_max_model_len:
