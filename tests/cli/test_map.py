@@ -25,8 +25,8 @@ def test_the_map_is_readable_without_colour_in_80_columns(capsys: Capture, tmp_p
 MAP = """\
 n1  NVIDIA-H100-80GB-HBM3
   0 [AAAAAAAAAAAAAAAAAAAAAAAABBBBBBBBBB----..] used 70 of 80Gi, free 4Gi
-    A default/app chat-0   60% = 0.60   48Gi, uses 49Gi  Ready
-    B default/app embed-0  20Gi = 0.25  20Gi, uses 21Gi  Ready
+    A default/app/chat/0   60% = 0.60   48Gi, uses 49Gi  Ready
+    B default/app/embed/0  20Gi = 0.25  20Gi, uses 21Gi  Ready
     - headroom 10%, 8Gi
   1 [--......................................] used 0 of 80Gi, free 76Gi
 
@@ -43,7 +43,7 @@ def test_the_map_names_closed_nodes_and_who_has_no_place(capsys: Capture, tmp_pa
     drawn = said(capsys, "map", "--snapshot", save(cluster.snapshot(), tmp_path))
 
     assert "CLOSED: node n1 is cordoned" in drawn
-    assert "x default/app chat-0 Unplaced" in drawn
+    assert "x default/app/chat/0 Unplaced" in drawn
 
 
 def test_the_map_as_data_has_every_byte(capsys: Capture, tmp_path: Path) -> None:
@@ -52,6 +52,27 @@ def test_the_map_as_data_has_every_byte(capsys: Capture, tmp_path: Path) -> None
     gpu = data["nodes"][0]["gpus"][0]
     assert [tenant["utilization"] for tenant in gpu["tenants"]] == ["0.60", "0.25"]
     assert gpu["promised"] + gpu["headroom"] + gpu["free"] == gpu["usable"]
+
+
+def test_the_map_of_a_namespace_nobody_uses_says_which_are(capsys: Capture, tmp_path: Path) -> None:
+    seen = save(two_nodes().snapshot(), tmp_path)
+
+    line = said(capsys, "map", "-n", "defualt", "--snapshot", seen, status=1)
+
+    assert line == "cotenant map: there is no ModelPlacement in namespace defualt; namespaces with any: default"
+
+
+def test_the_map_counts_one_node_as_one(capsys: Capture, tmp_path: Path) -> None:
+    drawn = said(capsys, "map", "--snapshot", save(Cluster([node("n1")]).snapshot(), tmp_path))
+
+    assert "1 node, 1 GPU, 0 in use, 0 replicas ready" in drawn
+
+
+def test_the_map_tells_a_flag_that_is_not_the_specs(capsys: Capture, tmp_path: Path) -> None:
+    cluster = Cluster([node("n1")]).apply(placement("app", model("chat", "60%"))).settle()
+    seen = replace(cluster.snapshot(), placements=(placement("app", model("chat", "70%")),))
+
+    assert "A default/app/chat/0  0.60, its spec: 70%  48Gi" in said(capsys, "map", "--snapshot", save(seen, tmp_path))
 
 
 def test_a_story_tells_the_place_the_flag_and_the_ledger(capsys: Capture, tmp_path: Path) -> None:
@@ -73,10 +94,10 @@ def test_a_story_tells_the_place_the_flag_and_the_ledger(capsys: Capture, tmp_pa
     )
 
     assert told.startswith("default/app/embed/0  Ready since")
-    assert "shares with app/chat-0: no further GPU is used for it" in told
+    assert "shares with default/app/chat/0: no further GPU is used for it" in told
     assert "of 1 other node 1 could take it now: n2" in told
     assert "20Gi: the smallest fraction of four digits of the smallest T that grants it" in told
-    assert "promised 48Gi app-chat-0 + 20Gi this = 68Gi <= 72Gi (T - headroom 10%)" in told
+    assert "promised 48Gi default/app/chat/0 + 20Gi this = 68Gi <= 72Gi (T - headroom 10%)" in told
     assert "expected: + overruns 3Gi + 3Gi = 74Gi <= 80Gi (T)" in told
 
 

@@ -18,6 +18,8 @@ from cotenant.errors import CotenantError
 
 Body = dict[str, Any]
 SUFFIXES = (".yaml", ".yml", ".json")
+UNKNOWN_UID = "known-once-applied"
+"""Begins the uid of a placement that does not exist yet."""
 
 
 class PlacementFileError(CotenantError):
@@ -128,7 +130,8 @@ def applied(seen: Snapshot, wishes: list[Wish]) -> Snapshot:
 def _applied(wish: Wish, before: Placement | None, now: float) -> Placement:
     metadata = wish.body["metadata"]
     told = {"name": metadata["name"], "namespace": metadata["namespace"]}
-    uid = before.uid if before else "known-once-applied"
+    # one each: pods are told apart by their owner's uid
+    uid = before.uid if before else f"{UNKNOWN_UID}/{told['namespace']}/{told['name']}"
     found = placement.parse({"metadata": {**told, "uid": uid}, "spec": wish.body.get("spec") or {}})
     if found.invalid:
         raise PlacementFileError(f"{wish.file}: {told['name']}: {found.invalid.path}: {found.invalid.reason}")

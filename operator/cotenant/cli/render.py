@@ -13,6 +13,7 @@ import yaml
 
 from cotenant.cli import cluster
 from cotenant.cli.outlook import Fate, outlook
+from cotenant.cli.placementfile import UNKNOWN_UID
 from cotenant.cli.plan import add_files, planned
 from cotenant.cli.simulation import Key
 from cotenant.core.names import PLACEMENT_LABEL
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
     fates = [fate for fate in outlook(course, bound=False).fates if fate.key in keys]
     for line in (*notes, *_comments(fates)):
         print(f"# {line}")
-    mine = [manifest for manifest in (*course.services, *course.pods) if _owner(manifest) in keys]
+    mine = [_short(manifest) for manifest in (*course.services, *course.pods) if _owner(manifest) in keys]
     for manifest in (*(course.helpers if options.all else ()), *mine):
         print("---")
         print(yaml.safe_dump(manifest, sort_keys=False, width=140, allow_unicode=True), end="")
@@ -47,6 +48,16 @@ def main(argv: list[str]) -> int:
 def _owner(manifest: Manifest) -> Key:
     metadata = manifest["metadata"]
     return (metadata["namespace"], metadata["labels"].get(PLACEMENT_LABEL, ""))
+
+
+def _short(manifest: Manifest) -> Manifest:
+    """With a short word for the uid of an owner that does not exist yet."""
+    metadata = manifest["metadata"]
+    owners = [
+        {**owner, "uid": UNKNOWN_UID} if owner["uid"].startswith(UNKNOWN_UID) else owner
+        for owner in metadata.get("ownerReferences") or ()
+    ]
+    return {**manifest, "metadata": {**metadata, "ownerReferences": owners}} if owners else manifest
 
 
 def _comments(fates: list[Fate]) -> list[str]:
