@@ -148,7 +148,7 @@ def test_a_render_is_the_pods_and_services_that_would_be_made(capsys: Capture, t
         ("kind: ConfigMap", "there is no ModelPlacement in it"),
         ("a: [", "is not YAML"),
         ("{apiVersion: v1, kind: ModelPlacement}", "apiVersion must be cotenant.dev/v1alpha1"),
-        ("{apiVersion: cotenant.dev/v1alpha1, kind: ModelPlacement}", "metadata.name is required"),
+        ("{apiVersion: cotenant.dev/v1alpha1, kind: ModelPlacement}", "metadata.name: is required"),
         (
             "{apiVersion: cotenant.dev/v1alpha1, kind: ModelPlacement, metadata: {name: a}, spec: {modles: []}}",
             'spec.modles: unknown field; did you mean "models"?',
@@ -296,3 +296,45 @@ def test_an_automatic_share_is_planned_and_kept_for_a_model_that_goes_further_th
     assert "restart" not in plan
     (pod,) = (body for body in yaml.safe_load_all(text) if body and body["kind"] == "Pod")
     assert "--max-model-len=8192" in pod["spec"]["containers"][0]["args"]
+
+
+HEAD = "apiVersion: cotenant.dev/v1alpha1\nkind: ModelPlacement\n"
+GOOD = "spec: {models: [{name: m, uri: hf://o/m, share: 10%}]}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (HEAD + "metadata: {name: a}\nspec: hello", 'a: spec: must be a mapping of fields, not "hello"'),
+        (HEAD + "metadata: {name: a}\nspec: {models: 5}", "a: spec.models: must be a list, not 5"),
+        (HEAD + "metadata: {name: a, namespace: 5}\n" + GOOD, "metadata.namespace: must be text, not 5"),
+        (HEAD + "metadata: {name: a, lables: {}}\n" + GOOD, 'metadata.lables: unknown field; did you mean "labels"?'),
+        (HEAD + "metadata: {name: a}\nspecs: {}\n" + GOOD, 'specs: unknown field; did you mean "spec"?'),
+        (HEAD + "metadata: {name: a}\n" + GOOD + "\nkind: x", "kind: stands twice in one mapping (line 5); leave one"),
+        (HEAD.replace("Placement", "Placment") + GOOD, "there is no kind ModelPlacment; did you mean ModelPlacement?"),
+        ("kind: List\nitems: 5", "items: must be a list, not 5"),
+        ("kind: Pod", "there is no ModelPlacement in it; it holds Pod"),
+        ("a: " + "[" * 3000, "is not YAML: it is nested too deeply"),
+        ("&a [*a]", "there is no ModelPlacement in it"),
+    ],
+)
+def test_a_malformed_file_is_told_by_its_field(capsys: Capture, tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    seen = save(two_nodes().snapshot(), tmp_path)
+
+    line = said(capsys, "plan", "--offline", "--snapshot", seen, "-f", str(file), status=1)
+
+    assert told in line
+    assert "\n" not in line
+
+
+def test_every_wrong_field_of_a_file_is_told(capsys: Capture, tmp_path: Path) -> None:
+    seen = save(two_nodes().snapshot(), tmp_path)
+    file = wish(tmp_path, "new", {"name": "a", "share": "150%"}, {"name": "a", "share": "10%", "replicas": "2"})
+
+    lines = said(capsys, "plan", "--offline", "--snapshot", seen, "-f", file, status=1).splitlines()
+
+    paths = ["spec.models[0].share", "spec.models[1].name", "spec.models[1].replicas"]
+    assert all(any(path in line for line in lines) for path in paths)
+    assert len(lines) == 3
