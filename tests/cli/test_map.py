@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.core.snapshot import Fault, OnOutOfMemory, Remedy
+from cotenant.core.vllm import Engine
 from tests.cli.worlds import said, save, two_nodes
 from tests.core.builders import Cluster, model, node, placement
 
@@ -77,19 +78,6 @@ def test_the_map_tells_a_flag_that_is_not_the_specs(capsys: Capture, tmp_path: P
 
 def test_a_story_tells_the_place_the_flag_and_the_ledger(capsys: Capture, tmp_path: Path) -> None:
     told = said(
-        capsys,
-        "explain",
-        "--offline",
-        "app/embed/0",
-        "-n",
-        "default",
-        "--snapshot",
-        save(two_nodes().snapshot(), tmp_path),
-        status=1,
-    )
-    assert "there is no ModelPlacement app/embed" in told
-
-    told = said(
         capsys, "explain", "--offline", "default/app/embed/0", "--snapshot", save(two_nodes().snapshot(), tmp_path)
     )
 
@@ -143,7 +131,7 @@ def test_a_story_tells_the_fault_what_was_tried_and_what_is_next(capsys: Capture
     [
         ("default/none", "there is no ModelPlacement default/none; there are default/app"),
         ("default/app/none", "has no model none; it has chat, embed"),
-        ("default/app/chat/7", "has 1 replicas, counted from 0; there is no 7"),
+        ("default/app/chat/7", "has 1 replica, counted from 0; there is no 7"),
         ("default/app/chat/x", "must be the number of a replica"),
         ("a/b/c/d/e", "must be NAMESPACE/PLACEMENT"),
     ],
@@ -168,3 +156,30 @@ def test_a_wrong_kubeconfig_is_one_line(capsys: Capture, tmp_path: Path, text: s
 
     assert told in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["default/app/chat/0", "default/app/chat-0", "app/chat/0", "app/chat-0", "app-chat-0", "default/app-chat-0", "pod/app-chat-0",
+     "default/app chat-0"],
+)  # fmt: skip
+def test_a_replica_is_found_by_every_name_it_goes_by(capsys: Capture, tmp_path: Path, name: str) -> None:
+    told = said(capsys, "explain", "--offline", name, "--snapshot", save(two_nodes().snapshot(), tmp_path))
+
+    assert told.startswith("default/app/chat/0  Ready since")
+
+
+@pytest.mark.parametrize("name", ["default/app/chta/0", "app-chta-0", "defualt/app/chat/0"])
+def test_a_name_that_is_nearly_right_is_put_right(capsys: Capture, tmp_path: Path, name: str) -> None:
+    line = said(capsys, "explain", "--offline", name, "--snapshot", save(two_nodes().snapshot(), tmp_path), status=1)
+
+    assert line.endswith("; did you mean default/app/chat/0?")
+
+
+def test_a_story_names_the_engines_fields_as_the_spec_does(capsys: Capture, tmp_path: Path) -> None:
+    engine = Engine(limit_mm_per_prompt='{"image":1}', cuda_graphs=False, auto_max_model_len=True, cpu_offload_gb=4)
+    cluster = Cluster([node("n1")]).apply(placement("app", model("chat", "60%", engine=engine))).settle()
+
+    told = said(capsys, "explain", "--offline", "app", "--snapshot", save(cluster.snapshot(), tmp_path))
+
+    assert 'engine maxModelLen=auto, cudaGraphs.enabled=false, limitMMPerPrompt={"image":1}, cpuOffloadGB=4' in told

@@ -17,6 +17,7 @@ from rich.table import Table
 from cotenant import catalogue, sources
 from cotenant.api import placement
 from cotenant.api.spec import EngineField
+from cotenant.cli import terminal
 from cotenant.core.estimate.advice import (
     AutoShare,
     Refusal,
@@ -41,8 +42,8 @@ class UsageError(CotenantError):
 
 
 def main(argv: list[str]) -> int:
-    """0 with an answer, a refusal too; 2 with one line where there is none."""
-    parser = argparse.ArgumentParser(prog="cotenant estimate", description=__doc__)
+    """0 with an answer, 2 where that is a refusal, 1 with one line where there is none."""
+    parser = terminal.Parser(prog="cotenant estimate", description=__doc__)
     parser.add_argument("model", nargs="?", metavar="MODEL", help="org/name or hf://org/name@revision")
     parser.add_argument("--config", metavar="FILE", help="a config.json, or a model's folder, instead of MODEL")
     parser.add_argument(
@@ -64,12 +65,12 @@ def main(argv: list[str]) -> int:
         answer = _answer(options)
     except CotenantError as error:
         print(f"cotenant estimate: {error}", file=sys.stderr)
-        return 2
+        return 1
     if options.output == "json":
         print(json.dumps(_json(answer), indent=2))
     else:
         _print(answer)
-    return 0
+    return 2 if answer.refusal else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ UNDONE = ("Unplaced", "Waiting", "Failed")
 
 def main(argv: list[str]) -> int:
     """0, or 1 with one line."""
-    parser = argparse.ArgumentParser(
+    parser = terminal.Parser(
         prog="cotenant map", description=__doc__, epilog=cluster.RESOLUTION, formatter_class=argparse.RawTextHelpFormatter
     )  # fmt: skip
     parser.add_argument("node", nargs="*", metavar="NODE", help="only these nodes")

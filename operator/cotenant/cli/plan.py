@@ -40,7 +40,7 @@ STYLES = {
 
 def main(argv: list[str]) -> int:
     """0, 1 or 2: see above."""
-    parser = argparse.ArgumentParser(
+    parser = terminal.Parser(
         prog="cotenant plan", description=__doc__, epilog=cluster.RESOLUTION, formatter_class=argparse.RawTextHelpFormatter
     )  # fmt: skip
     add_files(parser)
@@ -81,6 +81,10 @@ def add_files(parser: argparse.ArgumentParser, *, required: bool = False) -> Non
 
 def planned(options: argparse.Namespace) -> tuple[Course, frozenset[Key], tuple[str, ...]]:
     """The course of things once these files were applied, and whose placements they are (all, without files)."""
+    if options.snapshot == "-" and "-" in options.filename:
+        raise placementfile.PlacementFileError(
+            "standard input cannot be the snapshot and a file: give one of them by name"
+        )
     wishes = placementfile.read(options.filename, cluster.namespace(options)) if options.filename else []
     view = cluster.look(options, lambda seen: placementfile.applied(seen, wishes), configs=True, by_labels=True)
     course = run(view.snapshot)

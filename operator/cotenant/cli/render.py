@@ -11,7 +11,7 @@ import sys
 
 import yaml
 
-from cotenant.cli import cluster
+from cotenant.cli import cluster, terminal
 from cotenant.cli.outlook import Fate, outlook
 from cotenant.cli.placementfile import UNKNOWN_UID
 from cotenant.cli.plan import add_files, planned
@@ -23,7 +23,7 @@ from cotenant.errors import CotenantError
 
 def main(argv: list[str]) -> int:
     """0, 1 or 2: see above."""
-    parser = argparse.ArgumentParser(
+    parser = terminal.Parser(
         prog="cotenant render", description=__doc__, epilog=cluster.RESOLUTION, formatter_class=argparse.RawTextHelpFormatter
     )  # fmt: skip
     add_files(parser, required=True)

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Sequence
-from typing import IO, Any, cast
+from typing import IO, Any, NoReturn, cast
 
 import yaml
 from rich import box
@@ -19,6 +19,14 @@ from rich.text import Text
 WITHOUT_TERMINAL = 110
 """Columns."""
 FORMS = ("table", "json", "yaml")
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are one line and exit status 1: 2 means an answer that nobody hoped for."""
+
+    def error(self, message: str) -> NoReturn:
+        """What is wrong with it."""
+        self.exit(1, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
