@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,17 +58,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tp", type=int, default=1, metavar="N", help="GPUs of the tensor-parallel group (default: 1)")
     parser.add_argument("--share", default="auto", metavar="S", help='"70%%", "60Gi" or "auto" (default)')
     parser.add_argument("--offline", action="store_true", help="ask no hub: its cache on disk, then the catalogue")
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default: table")
+    terminal.add_output(parser)
     options = parser.parse_args(argv)
     try:
         answer = _answer(options)
     except CotenantError as error:
         print(f"cotenant estimate: {error}", file=sys.stderr)
         return 1
-    if options.output == "json":
-        print(json.dumps(_json(answer), indent=2))
-    else:
+    if options.output == "table":
         _print(answer)
+    else:
+        terminal.emit(_json(answer), options.output)
     return 2 if answer.refusal else 0
 
 

@@ -12,7 +12,7 @@ import sys
 import yaml
 
 from cotenant.cli import cluster, terminal
-from cotenant.cli.outlook import Fate, outlook
+from cotenant.cli.outlook import KEEPS, Fate, outlook
 from cotenant.cli.placementfile import UNKNOWN_UID
 from cotenant.cli.plan import add_files, planned
 from cotenant.cli.simulation import Key
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     for manifest in (*(course.helpers if options.all else ()), *mine):
         print("---")
         print(yaml.safe_dump(manifest, sort_keys=False, width=140, allow_unicode=True), end="")
-    return 2 if any(fate.lacks for fate in fates) else 0
+    return 2 if any(fate.falls_short for fate in fates) else 0
 
 
 def _owner(manifest: Manifest) -> Key:
@@ -66,6 +66,8 @@ def _comments(fates: list[Fate]) -> list[str]:
     for fate in fates:
         if fate.lacks:
             lines.append(f"{fate.name} has no place: {fate.reason}: {fate.message}")
+        elif fate.verb == KEEPS:
+            lines.append(f"{fate.name} keeps its old spec: {fate.reason}: {fate.message}".rstrip(": "))
         elif fate.verb == "stays":
             lines.append(f"{fate.name} stays as it is on {fate.after.allocation.node if fate.after else '?'}")
         elif fate.verb == "stops":
