@@ -86,6 +86,15 @@ def test_a_kubeconfig_that_is_none_is_told(cotenant: Cotenant, tmp_path: Path, t
     assert f"reading the kubeconfig {file}: {says}" in done.stderr
 
 
+def test_a_context_that_is_not_there_is_told_with_those_that_are(cotenant: Cotenant, tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    file.write_text(yaml.safe_dump({"contexts": [{"name": "home", "context": {}}], "current-context": "home"}))
+
+    done = cotenant("map", "--kubeconfig", str(file), "--context", "hme")
+
+    assert done.stderr == f"cotenant map: kubeconfig {file} has no context hme; it has home\n"
+
+
 def test_a_server_that_does_not_answer_is_told_with_where_its_address_came_from(
     cotenant: Cotenant, tmp_path: Path
 ) -> None:

@@ -107,6 +107,9 @@ def connected(options: argparse.Namespace, work: Callable[[Kube], Awaitable[T]])
 
     for name in (kubeconfig or "").split(os.pathsep):
         _readable(name)
+    current, contexts = _contexts(options)
+    if contexts and current and current not in contexts:
+        raise ClusterError(f"kubeconfig {kubeconfig} has no context {current}; it has {', '.join(sorted(contexts))}")
 
     async def run() -> T:
         async with await Kube.connect(kubeconfig, options.context) as kube:
@@ -117,8 +120,7 @@ def connected(options: argparse.Namespace, work: Callable[[Kube], Awaitable[T]])
     except ClusterError as e:
         if e.status or type(e) is not ClusterError or kubeconfig is None or "no answer" not in str(e):
             raise
-        context = options.context or _contexts(options)[0] or "none"
-        raise ClusterError(f"{e}; kubeconfig {kubeconfig}, context {context}") from e
+        raise ClusterError(f"{e}; kubeconfig {kubeconfig}, context {current or 'none'}") from e
 
 
 def _readable(name: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from cotenant import catalogue, sources
@@ -34,6 +33,9 @@ from cotenant.core.share import Auto, Bytes, Percent, Share, Utilization, gib, p
 from cotenant.core.vllm import Engine, Sizing, settle
 from cotenant.core.vllmflags import refuse_extra
 from cotenant.errors import CotenantError
+
+WIDTH = 150
+"""Columns where there is no terminal: sources are sentences."""
 
 
 class UsageError(CotenantError):
@@ -242,14 +244,11 @@ def _json(answer: Answer) -> dict[str, Any]:
 
 
 def _print(answer: Answer) -> None:
-    config, console = (
-        answer.config,
-        Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 150),
-    )
+    config, console = answer.config, terminal.console(piped=WIDTH)
     group = f", on each of {answer.tensor_parallel} GPUs" if answer.tensor_parallel > 1 else ""
-    console.print(f"{config.architecture}, {config.layers} layers, from {config.source}{group}")
+    console.print(f"{config.architecture}, {config.layers} layers, from {config.source}{group}", soft_wrap=True)
     for note in config.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", soft_wrap=True)
     parts = Table(box=box.SIMPLE_HEAD)
     for name, side in (("per GPU", "left"), ("", "right"), ("from", "right"), ("to", "right"), ("source", "left")):
         parts.add_column(name, justify=side, overflow="fold")  # type: ignore[arg-type]
@@ -260,10 +259,11 @@ def _print(answer: Answer) -> None:
     parts.add_row("kvCacheTokens", f"{tokens.value:,}", f"{tokens.low:,}", f"{tokens.high:,}", tokens.source)
     console.print(parts)
     of = f" ({_flag(answer.share, answer.memory)} of {gib(answer.memory)})" if answer.memory else ""
-    console.print(f"at a share of {gib(answer.share)}{of} a context of {answer.context:,} tokens fits")
+    console.print(f"at a share of {gib(answer.share)}{of} a context of {answer.context:,} tokens fits", soft_wrap=True)
     auto = answer.auto
     console.print(
-        f"share: auto = {gib(auto.bytes)} for {auto.concurrency} sequences of {auto.max_model_len:,} tokens at once"
+        f"share: auto = {gib(auto.bytes)} for {auto.concurrency} sequences of {auto.max_model_len:,} tokens at once",
+        soft_wrap=True,
     )
     cards = Table(box=box.SIMPLE_HEAD)
     for name in ("GPU", "share", "--gpu-memory-utilization"):
@@ -272,4 +272,4 @@ def _print(answer: Answer) -> None:
         cards.add_row(name, *([fitting["share"], fitting["utilization"]] if fitting else ["too small", "-"]))
     console.print(cards)
     if answer.refusal:
-        console.print(f"refused ({answer.refusal.reason}): {answer.refusal.message}")
+        console.print(f"refused ({answer.refusal.reason}): {answer.refusal.message}", soft_wrap=True)

@@ -34,12 +34,12 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", choices=FORMS, default="table", help="default: table")
 
 
-def console() -> Console:
+def console(piped: int = WITHOUT_TERMINAL) -> Console:
     """The terminal; where there is none (a pipe, a CI log), plain text of a fixed width, so that outputs can be compared."""
     if sys.stdout.isatty():
         return Console(highlight=False, markup=False)
     told = os.environ.get("COLUMNS", "")
-    width = int(told) if told.isdecimal() and int(told) else WITHOUT_TERMINAL
+    width = int(told) if told.isdecimal() and int(told) else piped
     out = cast(IO[str], _Trimmed(sys.stdout))
     return Console(file=out, highlight=False, markup=False, width=width, force_terminal=False, color_system=None)
 
