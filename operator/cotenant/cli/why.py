@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 
 from cotenant.cli.replicaname import key_of, named
@@ -32,6 +33,7 @@ class Ground:
         known = self.known
         self._asked = first_question(known.hopeful, known.site, memo)
         self._replicas = {replica.key: replica for replica in known.replicas}
+        self._outdated: dict[Hashable, bool] = {}
         self._packed: Plan | None = None
         self._board: Board | None = None
         self._numbers = {
@@ -49,7 +51,16 @@ class Ground:
         found = self.replica(key)
         given = found.pod.allocation if found and found.pod else None
         machine = self.known.machines.machines.get(given.node) if given else None
-        return found is not None and machine is not None and outdated(found, machine, self.known.site.policy)
+        if found is None or given is None or machine is None:
+            return False
+        share = per_node_share(found.wanted.model, machine)
+        alike = (
+            found.wanted.key, found.share, found.learned, found.pod and found.pod.hash, given.utilization, share,
+            machine.product, machine.smallest, machine.largest,
+        )  # fmt: skip
+        if alike not in self._outdated:  # many replicas of one model on equal GPUs are one question
+            self._outdated[alike] = outdated(found, machine, self.known.site.policy)
+        return self._outdated[alike]
 
     def share(self, model: Model, node: str) -> str:
         """A model's share as it is written for this node."""
