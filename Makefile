@@ -64,7 +64,7 @@ cluster-clean: | $(UV) ## end it and drop Go's caches; the built programs stay (
 	@$(CLUSTER) clean $(if $(ALL),--all)
 
 crds: | $(UV) ## write crds/*.yaml from the models, and the chart's copy
-	$(RUN) cotenant crds
+	$(RUN) cotenant crds --dir crds
 	@$(MAKE) --no-print-directory chart
 
 chart: ## copy crds/ into the chart

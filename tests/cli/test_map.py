@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cotenant.core.snapshot import Fault, OnOutOfMemory, Remedy
+from cotenant.core.vllm import Engine
 from tests.cli.worlds import said, save, two_nodes
 from tests.core.builders import Cluster, model, node, placement
 
@@ -25,8 +26,8 @@ def test_the_map_is_readable_without_colour_in_80_columns(capsys: Capture, tmp_p
 MAP = """\
 n1  NVIDIA-H100-80GB-HBM3
   0 [AAAAAAAAAAAAAAAAAAAAAAAABBBBBBBBBB----..] used 70 of 80Gi, free 4Gi
-    A default/app chat-0   60% = 0.60   48Gi, uses 49Gi  Ready
-    B default/app embed-0  20Gi = 0.25  20Gi, uses 21Gi  Ready
+    A default/app/chat/0   60% = 0.60   48Gi, uses 49Gi  Ready
+    B default/app/embed/0  20Gi = 0.25  20Gi, uses 21Gi  Ready
     - headroom 10%, 8Gi
   1 [--......................................] used 0 of 80Gi, free 76Gi
 
@@ -43,7 +44,7 @@ def test_the_map_names_closed_nodes_and_who_has_no_place(capsys: Capture, tmp_pa
     drawn = said(capsys, "map", "--snapshot", save(cluster.snapshot(), tmp_path))
 
     assert "CLOSED: node n1 is cordoned" in drawn
-    assert "x default/app chat-0 Unplaced" in drawn
+    assert "x default/app/chat/0 Unplaced" in drawn
 
 
 def test_the_map_as_data_has_every_byte(capsys: Capture, tmp_path: Path) -> None:
@@ -54,29 +55,37 @@ def test_the_map_as_data_has_every_byte(capsys: Capture, tmp_path: Path) -> None
     assert gpu["promised"] + gpu["headroom"] + gpu["free"] == gpu["usable"]
 
 
-def test_a_story_tells_the_place_the_flag_and_the_ledger(capsys: Capture, tmp_path: Path) -> None:
-    told = said(
-        capsys,
-        "explain",
-        "--offline",
-        "app/embed/0",
-        "-n",
-        "default",
-        "--snapshot",
-        save(two_nodes().snapshot(), tmp_path),
-        status=1,
-    )
-    assert "there is no ModelPlacement app/embed" in told
+def test_the_map_of_a_namespace_nobody_uses_says_which_are(capsys: Capture, tmp_path: Path) -> None:
+    seen = save(two_nodes().snapshot(), tmp_path)
 
+    line = said(capsys, "map", "-n", "defualt", "--snapshot", seen, status=1)
+
+    assert line == "cotenant map: there is no ModelPlacement in namespace defualt; namespaces with any: default"
+
+
+def test_the_map_counts_one_node_as_one(capsys: Capture, tmp_path: Path) -> None:
+    drawn = said(capsys, "map", "--snapshot", save(Cluster([node("n1")]).snapshot(), tmp_path))
+
+    assert "1 node, 1 GPU, 0 in use, 0 replicas ready" in drawn
+
+
+def test_the_map_tells_a_flag_that_is_not_the_specs(capsys: Capture, tmp_path: Path) -> None:
+    cluster = Cluster([node("n1")]).apply(placement("app", model("chat", "60%"))).settle()
+    seen = replace(cluster.snapshot(), placements=(placement("app", model("chat", "70%")),))
+
+    assert "A default/app/chat/0  0.60, its spec: 70%  48Gi" in said(capsys, "map", "--snapshot", save(seen, tmp_path))
+
+
+def test_a_story_tells_the_place_the_flag_and_the_ledger(capsys: Capture, tmp_path: Path) -> None:
     told = said(
         capsys, "explain", "--offline", "default/app/embed/0", "--snapshot", save(two_nodes().snapshot(), tmp_path)
     )
 
     assert told.startswith("default/app/embed/0  Ready since")
-    assert "shares with app/chat-0: no further GPU is used for it" in told
+    assert "shares with default/app/chat/0: no further GPU is used for it" in told
     assert "of 1 other node 1 could take it now: n2" in told
     assert "20Gi: the smallest fraction of four digits of the smallest T that grants it" in told
-    assert "promised 48Gi app-chat-0 + 20Gi this = 68Gi <= 72Gi (T - headroom 10%)" in told
+    assert "promised 48Gi default/app/chat/0 + 20Gi this = 68Gi <= 72Gi (T - headroom 10%)" in told
     assert "expected: + overruns 3Gi + 3Gi = 74Gi <= 80Gi (T)" in told
 
 
@@ -122,7 +131,7 @@ def test_a_story_tells_the_fault_what_was_tried_and_what_is_next(capsys: Capture
     [
         ("default/none", "there is no ModelPlacement default/none; there are default/app"),
         ("default/app/none", "has no model none; it has chat, embed"),
-        ("default/app/chat/7", "has 1 replicas, counted from 0; there is no 7"),
+        ("default/app/chat/7", "has 1 replica, counted from 0; there is no 7"),
         ("default/app/chat/x", "must be the number of a replica"),
         ("a/b/c/d/e", "must be NAMESPACE/PLACEMENT"),
     ],
@@ -147,3 +156,30 @@ def test_a_wrong_kubeconfig_is_one_line(capsys: Capture, tmp_path: Path, text: s
 
     assert told in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["default/app/chat/0", "default/app/chat-0", "app/chat/0", "app/chat-0", "app-chat-0", "default/app-chat-0", "pod/app-chat-0",
+     "default/app chat-0"],
+)  # fmt: skip
+def test_a_replica_is_found_by_every_name_it_goes_by(capsys: Capture, tmp_path: Path, name: str) -> None:
+    told = said(capsys, "explain", "--offline", name, "--snapshot", save(two_nodes().snapshot(), tmp_path))
+
+    assert told.startswith("default/app/chat/0  Ready since")
+
+
+@pytest.mark.parametrize("name", ["default/app/chta/0", "app-chta-0", "defualt/app/chat/0"])
+def test_a_name_that_is_nearly_right_is_put_right(capsys: Capture, tmp_path: Path, name: str) -> None:
+    line = said(capsys, "explain", "--offline", name, "--snapshot", save(two_nodes().snapshot(), tmp_path), status=1)
+
+    assert line.endswith("; did you mean default/app/chat/0?")
+
+
+def test_a_story_names_the_engines_fields_as_the_spec_does(capsys: Capture, tmp_path: Path) -> None:
+    engine = Engine(limit_mm_per_prompt='{"image":1}', cuda_graphs=False, auto_max_model_len=True, cpu_offload_gb=4)
+    cluster = Cluster([node("n1")]).apply(placement("app", model("chat", "60%", engine=engine))).settle()
+
+    told = said(capsys, "explain", "--offline", "app", "--snapshot", save(cluster.snapshot(), tmp_path))
+
+    assert 'engine maxModelLen=auto, cudaGraphs.enabled=false, limitMMPerPrompt={"image":1}, cpuOffloadGB=4' in told

@@ -8,7 +8,7 @@ from typing import Any
 
 from cotenant import catalogue
 from cotenant.core.decision import Decision
-from cotenant.core.estimate.advice import at_share
+from cotenant.core.estimate.advice import CONTEXT, at_share
 from cotenant.core.learn import SETTLED
 from cotenant.core.lessons import LATER
 from cotenant.core.reconcile import reconcile
@@ -175,13 +175,13 @@ def test_a_remedy_does_not_forget_what_the_full_engine_used_beyond_its_share() -
 class Mute(Cluster):
     """Its agents say what they last said."""
 
-    said: GPUNode | None = None
+    frozen: GPUNode | None = None
 
     def _report(self, report: GPUNode) -> GPUNode:
-        return self.said or super()._report(report)
+        return self.frozen or super()._report(report)
 
     def mute(self) -> None:
-        self.said = super()._report(self.nodes[0][1])
+        self.frozen = super()._report(self.nodes[0][1])
 
 
 def test_a_reading_of_the_pod_before_it_teaches_nothing() -> None:
@@ -201,8 +201,44 @@ def test_a_reading_of_the_pod_before_it_teaches_nothing() -> None:
     decision = reconcile(replace(cluster.snapshot(), silent=frozenset({"n1"})))
 
     assert learned(decision) == []
-    cluster.said = None
+    cluster.frozen = None
     cluster.settle()
     cluster.now += 600
     cluster.settle()
     assert lessons(cluster) == []
+
+
+def test_a_model_longer_than_its_automatic_share_starts_with_the_length_that_was_sized_for() -> None:
+    cluster = Cluster([node("n")]).apply(placement("p", model("m", "auto")))
+    assert CONFIG is not None
+    configs = (("hf://org/m", CONFIG),)
+
+    create = next(
+        c for c in reconcile(replace(cluster.snapshot(), configs=configs)).creates if "containers" in c.manifest["spec"]
+    )
+    args = create.manifest["spec"]["containers"][0]["args"]
+
+    assert CONFIG.max_position > CONTEXT
+    assert f"--max-model-len={CONTEXT}" in args or str(CONTEXT) == args[args.index("--max-model-len") + 1]
+
+
+def test_an_automatic_share_is_still_refused_for_a_length_that_the_user_names_beyond_the_model() -> None:
+    engine = Engine(max_model_len=1 << 20, target_concurrency=1)
+    cluster = Cluster([node("n")]).apply(placement("p", model("m", "auto", engine=engine)))
+    assert CONFIG is not None
+
+    decision = reconcile(replace(cluster.snapshot(), configs=(("hf://org/m", CONFIG),)))
+
+    assert not decision.creates
+    assert "ContextBeyondModel" in json.dumps([status.status for status in decision.statuses])
+
+
+def test_of_several_products_that_refuse_a_share_the_one_that_comes_nearest_is_told() -> None:
+    small, large = node("a", memory=40 * GIB, product="NVIDIA-S"), node("b", memory=90 * GIB, product="NVIDIA-L")
+    cluster = Cluster([small, large]).apply(placement("p", model("m", "10%")))
+    assert CONFIG is not None
+
+    (status,) = reconcile(replace(cluster.snapshot(), configs=(("hf://org/m", CONFIG),))).statuses
+
+    message = status.status["models"][0]["replicas"][0]["message"]
+    assert message.endswith("% of NVIDIA-L would do")

@@ -383,3 +383,21 @@ def test_replicas_of_one_model_keep_apart_whatever_each_of_them_asks() -> None:
     plan = pack(Problem(hosts(1, 2), asking))
 
     assert len({placed.gpus for placed in plan.placements}) == 2
+
+
+def test_looking_for_better_plans_without_any_node_ends() -> None:
+    assert pack(Problem((), (workload("m", 1),), iterations=100, moves=9)).unplaced[0].reason.code == "NoNodes"
+
+
+def test_advice_is_less_than_was_asked_where_shares_are_rounded_up() -> None:
+    machine = {"name": "n", "product": "p", "gpus": 1}
+    ask = {"name": "m", "share": "95%"}
+    file: Data = {"headroom": "5%", "granularity": "256Mi", "products": [{"name": "p", "memory": "81559Mi"}]}
+
+    _, plan = packed(file | {"nodes": [machine], "models": [ask]})
+    (change,) = plan.unplaced[0].reason.changes
+    _, again = packed(file | {"nodes": [machine], "models": [ask | {"share": f"{change.percent / 100:g}%"}]})
+
+    assert plan.unplaced[0].reason.code == "Memory"
+    assert change.percent < 9500
+    assert again.unplaced == ()

@@ -1,80 +1,14 @@
-"""pydantic models -> the CustomResourceDefinitions in crds/: structural schemas, as the API server wants them.
-
-No published generator makes structural schemas from pydantic, so this is our own: inline every `$ref`, drop what a structural
-schema forbids (`title`, `$defs`, `const`, `default: null`), turn `X | None` into plain optional X, refuse other unions.
-"""
+"""pydantic models -> the CustomResourceDefinitions in crds/."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from pydantic import BaseModel
 
 from cotenant.api import gpunode, placement
-from cotenant.api.meta import rules
+from cotenant.api.meta import Rule, rules
+from cotenant.api.schema import Schema, structural
 from cotenant.core.names import GROUP, VERSION
 from cotenant.core.snapshot import Manifest
-
-Schema = dict[str, Any]
-_DROPPED = ("title", "$defs", "const", "discriminator", "examples", "additionalItems", "propertyNames")
-
-
-def structural(model: type[BaseModel]) -> Schema:
-    """The structural schema of a model; TypeError names a field that cannot be written down."""
-    raw = model.model_json_schema(by_alias=True, mode="validation")
-    return _convert(raw, raw.get("$defs", {}), model.__name__)
-
-
-def _convert(node: Schema, defs: Schema, where: str) -> Schema:
-    node = dict(node)
-    if ref := node.pop("$ref", None):
-        target = dict(defs[ref.rsplit("/", 1)[1]])
-        node = target | node
-        return _convert(node, defs, where)
-    if "anyOf" in node:
-        return _any_of(node, defs, where)
-    if "allOf" in node:
-        parts = node.pop("allOf")
-        if len(parts) != 1:
-            raise TypeError(f"{where}: allOf of several schemas is not structural")
-        return _convert(parts[0] | node, defs, where)
-    for key in _DROPPED:
-        node.pop(key, None)
-    if node.get("default", 0) is None or isinstance(node.get("default"), dict | list):
-        node.pop("default")  # an absent block stays absent: what GitOps applied is what it reads back
-    if "prefixItems" in node:
-        raise TypeError(f"{where}: a tuple of fixed length is not structural")
-    if "properties" in node:
-        node["properties"] = {
-            name: _convert(child, defs, f"{where}.{name}") for name, child in node["properties"].items()
-        }
-        node.pop("additionalProperties", None)
-    elif isinstance(node.get("additionalProperties"), dict):
-        node["additionalProperties"] = _convert(node["additionalProperties"], defs, f"{where}.*")
-    if "items" in node:
-        node["items"] = _convert(node["items"], defs, f"{where}[]")
-    if node.get("x-kubernetes-preserve-unknown-fields"):
-        node.pop("additionalProperties", None)
-    if "description" in node:
-        node["description"] = " ".join(str(node["description"]).split())
-    return node
-
-
-def _any_of(node: Schema, defs: Schema, where: str) -> Schema:
-    options = [option for option in node.pop("anyOf") if option.get("type") != "null"]
-    if node.get("x-kubernetes-int-or-string"):
-        for key in (*_DROPPED, "type"):
-            node.pop(key, None)
-        if node.get("default", 0) is None:
-            node.pop("default")
-        return node
-    if len(options) != 1:
-        if all("x-kubernetes-int-or-string" in option for option in options):
-            return _convert(options[0] | node, defs, where)
-        raise TypeError(
-            f"{where}: a union of {len(options)} types is not structural; mark it int_or_string or split it"
-        )
-    return _convert(options[0] | node, defs, where)
 
 
 def definition(
@@ -85,7 +19,7 @@ def definition(
     scope: str,
     model: type[BaseModel],
     columns: list[Schema],
-    cel: list[dict[str, str]] | None = None,
+    cel: list[Rule] | None = None,
 ) -> Manifest:
     """One CustomResourceDefinition, v1alpha1 served and stored, with a status subresource."""
     schema = structural(model)
@@ -95,7 +29,7 @@ def definition(
         "metadata": {"type": "object"},
     } | {name: child for name, child in schema["properties"].items() if name in ("spec", "status")}
     if cel:
-        schema["x-kubernetes-validations"] = cel
+        schema["x-kubernetes-validations"] = rules(*cel)
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -134,7 +68,7 @@ def documents() -> dict[str, Manifest]:
             scope="Namespaced",
             model=placement.ModelPlacement,
             columns=placement.COLUMNS,
-            cel=rules(*placement.ROOT_RULES),
+            cel=placement.ROOT_RULES,
         ),
         "cotenant.dev_gpunodes.yaml": definition(
             kind="GPUNode",

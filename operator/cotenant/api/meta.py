@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -15,9 +16,17 @@ class Resource(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
 
 
-def rules(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+class Rule(NamedTuple):
+    """A CEL rule, what to say where it does not hold, and the same rule in Python for where no API server is asked."""
+
+    cel: str
+    message: str
+    holds: Callable[[Any], bool]
+
+
+def rules(*told: Rule) -> list[dict[str, str]]:
     """CEL rules with their messages, as `x-kubernetes-validations` wants them."""
-    return [{"rule": rule, "message": message} for rule, message in pairs]
+    return [{"rule": rule.cel, "message": rule.message} for rule in told]
 
 
 def schema_extra(**extra: Any) -> dict[str, Any]:
@@ -38,7 +47,8 @@ def schema_extra(**extra: Any) -> dict[str, Any]:
     return out
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
+NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+Name = Annotated[str, Field(pattern=NAME, max_length=40)]
 """A DNS label short enough to become part of a pod's name."""
 LabelKey = Annotated[str, Field(max_length=317)]
 LabelValue = Annotated[str, Field(max_length=63)]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 
-from cotenant.api.meta import Resource, seconds
-from cotenant.api.spec import EngineField, ModelField, SpecField
+from cotenant.api.check import problems, without_nulls
+from cotenant.api.meta import Resource, Rule, seconds
+from cotenant.api.schema import Schema, structural
+from cotenant.api.share import LARGEST
+from cotenant.api.spec import EXTRA_ARGS_RULES, MODEL_RULES, EngineField, ModelField, SpecField
 from cotenant.api.status import FaultStatus, LearnedStatus, StatusField
 from cotenant.core import vllm, vllmflags
 from cotenant.core.share import parse_cpu, parse_percent, parse_quantity, parse_share
@@ -38,15 +43,21 @@ class ModelPlacement(Resource):
 
 
 ROOT_RULES = [
-    (
+    Rule(
         "self.spec.models.all(m, size(self.metadata.name) + size(m.name) <= 56)",
         "the names of the placement and of a model together may have 56 characters: pods and Services are called <placement>-<model>",
+        lambda body: all(len(body["metadata"]["name"]) + len(m["name"]) <= 56 for m in body["spec"]["models"]),
     ),
-    (
+    Rule(
         "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
         "metadata.name becomes the name of Services: letters, digits and '-', beginning with a letter",
+        lambda body: re.search(r"^[a-z]([-a-z0-9]*[a-z0-9])?\Z", body["metadata"]["name"]) is not None,
     ),
 ]
+
+HOLDS = {rule.cel: rule.holds for rule in (LARGEST, *EXTRA_ARGS_RULES, *MODEL_RULES)}
+TOLD = 5
+"""Wrong fields that a status names."""
 
 COLUMNS: list[dict[str, Any]] = [
     {
@@ -60,6 +71,42 @@ COLUMNS: list[dict[str, Any]] = [
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     {"name": "Nodes", "type": "string", "jsonPath": ".status.nodes", "priority": 1},
 ]
+
+
+@cache
+def _schema() -> Schema:
+    return structural(ModelPlacement)
+
+
+def check(body: dict[str, Any]) -> list[Invalid]:
+    """Everything the API server would refuse of an object with a proper name, then everything that we refuse beside it."""
+    whole = _schema()
+    if body.get("spec") is None:
+        return [Invalid("spec", "is required")]
+    found = problems(body.get("spec"), whole["properties"]["spec"], "spec", HOLDS, strict=True)
+    if found:
+        return found
+    found = [Invalid(_blamed(rule), rule.message) for rule in ROOT_RULES if not rule.holds(body)]
+    for index, model in enumerate(SpecField.model_validate(body["spec"]).models):
+        try:
+            _model(index, model)
+        except InvalidSpec as error:
+            found.append(Invalid(error.path, error.reason))
+    return found
+
+
+def _blamed(rule: Rule) -> str:
+    return "spec.models" if "spec" in rule.cel else "metadata.name"
+
+
+def _unreadable(spec: Any, error: ValidationError) -> Invalid:
+    """What is wrong with a spec, in the words of the command line: the first field, and the others in its reason."""
+    found = problems(without_nulls(spec), _schema()["properties"]["spec"], "spec", HOLDS)
+    if not found:
+        first = error.errors()[0]
+        return Invalid(_path(first["loc"]), first["msg"])
+    others = [f"{other.path}: {other.reason}" for other in found[1:TOLD]]
+    return Invalid(found[0].path, "; ".join([found[0].reason, *others]))
 
 
 def parse(body: dict[str, Any]) -> Placement:
@@ -77,8 +124,7 @@ def parse(body: dict[str, Any]) -> Placement:
     try:
         spec = SpecField.model_validate(body.get("spec") or {})
     except ValidationError as error:
-        first = error.errors()[0]
-        return Placement(**known, models=(), invalid=Invalid(_path(first["loc"]), first["msg"]))
+        return Placement(**known, models=(), invalid=_unreadable(body.get("spec"), error))
     try:
         models = tuple(_model(index, model) for index, model in enumerate(spec.models))
     except InvalidSpec as error:

@@ -6,22 +6,30 @@ from typing import Annotated
 
 from pydantic import Field
 
-from cotenant.api.meta import schema_extra
+from cotenant.api.meta import Rule, schema_extra
+from cotenant.core.share import parse_quantity
 
 _PERCENT = r"(100(\.0{1,2})?|[1-9][0-9]?(\.[0-9]{1,2})?|0\.[1-9][0-9]?|0\.0[1-9])%"
 _BYTES = r"[1-9][0-9]{0,6}(\.[0-9]{1,3})?(Mi|Gi|Ti)"
 
-_LARGEST = (
+LARGEST = Rule(
     "self == 'auto' || self.endsWith('%') || quantity(self).compareTo(quantity('2Ti')) <= 0",
     'no GPU has more than 2Ti of memory; write a percentage of each GPU ("70%") or fewer bytes ("60Gi")',
+    lambda share: share == "auto" or share.endswith("%") or parse_quantity(share) <= 2 << 40,
 )
+
+SHARE = f"^(auto|{_PERCENT}|{_BYTES})$"
+FIXED_SHARE = f"^({_PERCENT}|{_BYTES})$"
+HEADROOM = r"^([1-8]?[0-9](\.[0-9]{1,2})?|90(\.0{1,2})?)%$"
+CPU = r"^[0-9]{1,6}(\.[0-9]{1,3})?m?$"
+MEMORY = r"^[0-9]{1,18}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|k|M|G|T)?$"
 
 ShareText = Annotated[
     str,
     Field(
-        pattern=f"^(auto|{_PERCENT}|{_BYTES})$",
+        pattern=SHARE,
         max_length=16,
-        json_schema_extra=schema_extra(cel=[_LARGEST]),
+        json_schema_extra=schema_extra(cel=[LARGEST]),
         description=(
             'Memory each replica may use on every GPU it lands on: "70%" of the GPU\'s usable memory, "60Gi" of it, or '
             '"auto" for what the model is estimated to need. Becomes vLLM\'s --gpu-memory-utilization.'
@@ -31,16 +39,16 @@ ShareText = Annotated[
 FixedShareText = Annotated[
     str,
     Field(
-        pattern=f"^({_PERCENT}|{_BYTES})$",
+        pattern=FIXED_SHARE,
         max_length=16,
-        json_schema_extra=schema_extra(cel=[_LARGEST]),
+        json_schema_extra=schema_extra(cel=[LARGEST]),
         description='A share as a number: "80%" or "60Gi".',
     ),
 ]
 HeadroomText = Annotated[
     str,
     Field(
-        pattern=r"^([1-8]?[0-9](\.[0-9]{1,2})?|90(\.0{1,2})?)%$",
+        pattern=HEADROOM,
         max_length=8,
         description=(
             "Part of each GPU promised to nobody, 0% to 90%: what engines use beyond their shares is paid from it. "
@@ -51,15 +59,14 @@ HeadroomText = Annotated[
 CPUText = Annotated[
     str | int,
     Field(
-        json_schema_extra=schema_extra(int_or_string=True) | {"pattern": r"^[0-9]{1,6}(\.[0-9]{1,3})?m?$"},
+        json_schema_extra=schema_extra(int_or_string=True) | {"pattern": CPU},
         description='CPU, such as "4" or "500m".',
     ),
 ]
 MemoryText = Annotated[
     str | int,
     Field(
-        json_schema_extra=schema_extra(int_or_string=True)
-        | {"pattern": r"^[0-9]{1,18}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|k|M|G|T)?$"},
+        json_schema_extra=schema_extra(int_or_string=True) | {"pattern": MEMORY},
         description='Host memory, such as "48Gi".',
     ),
 ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from cotenant.api.meta import LabelKey, LabelValue, Name, Resource, schema_extra
+from cotenant.api.meta import LabelKey, LabelValue, Name, Resource, Rule, schema_extra
 from cotenant.api.share import CPUText, FixedShareText, HeadroomText, MemoryText, ShareText
 
-_URI = (
+URI = (
     r"^(hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9][A-Za-z0-9._-]*)?"
     r"|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[A-Za-z0-9][A-Za-z0-9._-]*)*"
     r"|oci://[a-z0-9][A-Za-z0-9._:/@-]*)$"
@@ -75,6 +76,22 @@ class CUDAGraphsField(Resource):
     max_capture_size: Annotated[
         int | None, Field(ge=1, le=8192, description="Largest batch captured (--max-cudagraph-capture-size).")
     ] = None
+
+
+def _without(flag: str) -> Callable[[Any], bool]:
+    return lambda args: not any(argument.startswith(flag) for argument in args)
+
+
+EXTRA_ARGS_RULES = [
+    Rule(f"!self.exists(a, a.startsWith('{flag}'))", f"the operator sets {flag}: use {instead} instead", _without(flag))
+    for flag, instead in (
+        ("--gpu-memory-utilization", "share"),
+        ("--tensor-parallel-size", "tensorParallelSize"),
+        ("--kv-cache-memory-bytes", "share"),
+        ("--port", "the Service of the model"),
+        ("--api-key", "a gateway in front of the Service"),
+    )
+]
 
 
 class EngineField(Resource):
@@ -164,19 +181,7 @@ class EngineField(Resource):
             json_schema_extra=schema_extra(
                 atomic=True,
                 # the common ones at once; every other spelling is refused by name in the status
-                cel=[
-                    (
-                        f"!self.exists(a, a.startsWith('{flag}'))",
-                        f"the operator sets {flag}: use {instead} instead",
-                    )
-                    for flag, instead in (
-                        ("--gpu-memory-utilization", "share"),
-                        ("--tensor-parallel-size", "tensorParallelSize"),
-                        ("--kv-cache-memory-bytes", "share"),
-                        ("--port", "the Service of the model"),
-                        ("--api-key", "a gateway in front of the Service"),
-                    )
-                ],
+                cel=EXTRA_ARGS_RULES,
             ),
             description="Further vLLM arguments, as a list, never through a shell. Flags the operator owns are refused by name.",
         ),
@@ -236,7 +241,7 @@ class ModelField(Resource):
     uri: Annotated[
         str,
         Field(
-            pattern=_URI,
+            pattern=URI,
             max_length=512,
             description="Where the model is: hf://org/name[@revision], pvc://claim/path, or oci://image (mounted as an image volume).",
         ),
@@ -279,17 +284,32 @@ class ModelField(Resource):
 
 
 MODEL_RULES = [
-    ("!has(self.tokenSecret) || self.uri.startsWith('hf://')", "tokenSecret is only used with an hf:// uri; remove it"),
-    ("!has(self.cache) || self.uri.startsWith('hf://')", "cache is only used with an hf:// uri; remove it"),
-    (
+    Rule(
+        "!has(self.tokenSecret) || self.uri.startsWith('hf://')",
+        "tokenSecret is only used with an hf:// uri; remove it",
+        lambda model: "tokenSecret" not in model or model["uri"].startswith("hf://"),
+    ),
+    Rule(
+        "!has(self.cache) || self.uri.startsWith('hf://')",
+        "cache is only used with an hf:// uri; remove it",
+        lambda model: "cache" not in model or model["uri"].startswith("hf://"),
+    ),
+    Rule(
         "!has(self.onOutOfMemory) || !has(self.onOutOfMemory.allow) || has(self.onOutOfMemory.maxShare)"
         " || !self.onOutOfMemory.allow.exists(r, r == 'GrowShare')",
         "onOutOfMemory.allow has GrowShare: say how far in onOutOfMemory.maxShare",
+        lambda model: (
+            "GrowShare" not in model.get("onOutOfMemory", {}).get("allow", ()) or "maxShare" in model["onOutOfMemory"]
+        ),
     ),
-    (
+    Rule(
         "!has(self.engine) || !has(self.engine.cudaGraphs) || !has(self.engine.cudaGraphs.enabled)"
         " || self.engine.cudaGraphs.enabled || !has(self.engine.cudaGraphs.maxCaptureSize)",
         "engine.cudaGraphs.maxCaptureSize has no effect with enabled: false; remove one of them",
+        lambda model: (
+            model.get("engine", {}).get("cudaGraphs", {}).get("enabled", True)
+            or "maxCaptureSize" not in model["engine"]["cudaGraphs"]
+        ),
     ),
 ]
 

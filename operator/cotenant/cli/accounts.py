@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cotenant.cli.replicaname import key_of, named
 from cotenant.core.ledger import Account, Tenant
 from cotenant.core.share import SCALE, gib
 from cotenant.core.snapshot import Pod
@@ -39,7 +40,7 @@ def of_gpu(account: Account, pod: Pod) -> list[str]:
 
 
 def _name(tenant: Tenant, pod: Pod) -> str:
-    return "this" if tenant.pod.uid == pod.uid else tenant.pod.name
+    return "this" if tenant.pod.uid == pod.uid else named(key_of(tenant.pod))
 
 
 def _than(left: int, right: int) -> str:

@@ -105,11 +105,35 @@ def connected(options: argparse.Namespace, work: Callable[[Kube], Awaitable[T]])
             "or read a file with --snapshot"
         )
 
+    for name in (kubeconfig or "").split(os.pathsep):
+        _readable(name)
+    current, contexts = _contexts(options)
+    if contexts and current and current not in contexts:
+        raise ClusterError(f"kubeconfig {kubeconfig} has no context {current}; it has {', '.join(sorted(contexts))}")
+
     async def run() -> T:
         async with await Kube.connect(kubeconfig, options.context) as kube:
             return await work(kube)
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except ClusterError as e:
+        if e.status or type(e) is not ClusterError or kubeconfig is None or "no answer" not in str(e):
+            raise
+        raise ClusterError(f"{e}; kubeconfig {kubeconfig}, context {current or 'none'}") from e
+
+
+def _readable(name: str) -> None:
+    """A kubeconfig is a mapping, or it is said what it is."""
+    if not name or not Path(name).is_file():
+        return
+    try:
+        data = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e:
+        raise ClusterError(f"reading the kubeconfig {name}: it is not YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(data, dict):
+        what = "it is empty" if data is None else "it holds no mapping with clusters, contexts and users"
+        raise ClusterError(f"reading the kubeconfig {name}: {what}")
 
 
 def namespace(options: argparse.Namespace) -> str:
@@ -118,6 +142,12 @@ def namespace(options: argparse.Namespace) -> str:
         return str(options.namespace)
     if getattr(options, "snapshot", None):
         return "default"
+    current, contexts = _contexts(options)
+    return str(contexts.get(current, {}).get("namespace") or "default")
+
+
+def _contexts(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The context that is used, and all there are, by name."""
     current = options.context or ""
     contexts: dict[str, Any] = {}
     for name in (find_kubeconfig(options.kubeconfig) or "").split(os.pathsep):
@@ -128,7 +158,7 @@ def namespace(options: argparse.Namespace) -> str:
                 contexts.setdefault(entry.get("name"), entry.get("context") or {})
         except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
             continue  # connecting says what is wrong with it
-    return str(contexts.get(current, {}).get("namespace") or "default")
+    return current, contexts
 
 
 # ----------------------------------------------------------------------------------------------------------- observing

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from cotenant import catalogue, sources
 from cotenant.api import placement
 from cotenant.api.spec import EngineField
+from cotenant.cli import terminal
 from cotenant.core.estimate.advice import (
     AutoShare,
     Refusal,
@@ -24,6 +23,7 @@ from cotenant.core.estimate.advice import (
     auto_share,
     longest_context,
     refuse,
+    sized,
     smallest_share,
 )
 from cotenant.core.estimate.engine import Estimate
@@ -34,14 +34,17 @@ from cotenant.core.vllm import Engine, Sizing, settle
 from cotenant.core.vllmflags import refuse_extra
 from cotenant.errors import CotenantError
 
+WIDTH = 150
+"""Columns where there is no terminal: sources are sentences."""
+
 
 class UsageError(CotenantError):
     """The command line asks for something that cannot be done; the text says what to write."""
 
 
 def main(argv: list[str]) -> int:
-    """0 with an answer, a refusal too; 2 with one line where there is none."""
-    parser = argparse.ArgumentParser(prog="cotenant estimate", description=__doc__)
+    """0 with an answer, 2 where that is a refusal, 1 with one line where there is none."""
+    parser = terminal.Parser(prog="cotenant estimate", description=__doc__)
     parser.add_argument("model", nargs="?", metavar="MODEL", help="org/name or hf://org/name@revision")
     parser.add_argument("--config", metavar="FILE", help="a config.json, or a model's folder, instead of MODEL")
     parser.add_argument(
@@ -57,18 +60,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tp", type=int, default=1, metavar="N", help="GPUs of the tensor-parallel group (default: 1)")
     parser.add_argument("--share", default="auto", metavar="S", help='"70%%", "60Gi" or "auto" (default)')
     parser.add_argument("--offline", action="store_true", help="ask no hub: its cache on disk, then the catalogue")
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default: table")
+    terminal.add_output(parser)
     options = parser.parse_args(argv)
     try:
         answer = _answer(options)
     except CotenantError as error:
         print(f"cotenant estimate: {error}", file=sys.stderr)
-        return 2
-    if options.output == "json":
-        print(json.dumps(_json(answer), indent=2))
-    else:
+        return 1
+    if options.output == "table":
         _print(answer)
-    return 0
+    else:
+        terminal.emit(_json(answer), options.output)
+    return 2 if answer.refusal else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +108,8 @@ def _answer(options: argparse.Namespace) -> Answer:
     )
     auto = auto_share(config, engine, options.tp)
     share = _granted(wanted, auto, memory)
-    if isinstance(wanted, Auto) and engine.max_model_len is None:
-        engine = replace(engine, max_model_len=auto.max_model_len, auto_max_model_len=False)
+    if isinstance(wanted, Auto):
+        engine = sized(engine, auto.max_model_len)
     refusal = _refusal(config, engine, options.tp, share, memory)
     fits = longest_context(config, engine, options.tp, share)
     if engine.auto_max_model_len:
@@ -241,14 +244,11 @@ def _json(answer: Answer) -> dict[str, Any]:
 
 
 def _print(answer: Answer) -> None:
-    config, console = (
-        answer.config,
-        Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 150),
-    )
+    config, console = answer.config, terminal.console(piped=WIDTH)
     group = f", on each of {answer.tensor_parallel} GPUs" if answer.tensor_parallel > 1 else ""
-    console.print(f"{config.architecture}, {config.layers} layers, from {config.source}{group}")
+    console.print(f"{config.architecture}, {config.layers} layers, from {config.source}{group}", soft_wrap=True)
     for note in config.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", soft_wrap=True)
     parts = Table(box=box.SIMPLE_HEAD)
     for name, side in (("per GPU", "left"), ("", "right"), ("from", "right"), ("to", "right"), ("source", "left")):
         parts.add_column(name, justify=side, overflow="fold")  # type: ignore[arg-type]
@@ -259,10 +259,11 @@ def _print(answer: Answer) -> None:
     parts.add_row("kvCacheTokens", f"{tokens.value:,}", f"{tokens.low:,}", f"{tokens.high:,}", tokens.source)
     console.print(parts)
     of = f" ({_flag(answer.share, answer.memory)} of {gib(answer.memory)})" if answer.memory else ""
-    console.print(f"at a share of {gib(answer.share)}{of} a context of {answer.context:,} tokens fits")
+    console.print(f"at a share of {gib(answer.share)}{of} a context of {answer.context:,} tokens fits", soft_wrap=True)
     auto = answer.auto
     console.print(
-        f"share: auto = {gib(auto.bytes)} for {auto.concurrency} sequences of {auto.max_model_len:,} tokens at once"
+        f"share: auto = {gib(auto.bytes)} for {auto.concurrency} sequences of {auto.max_model_len:,} tokens at once",
+        soft_wrap=True,
     )
     cards = Table(box=box.SIMPLE_HEAD)
     for name in ("GPU", "share", "--gpu-memory-utilization"):
@@ -271,4 +272,4 @@ def _print(answer: Answer) -> None:
         cards.add_row(name, *([fitting["share"], fitting["utilization"]] if fitting else ["too small", "-"]))
     console.print(cards)
     if answer.refusal:
-        console.print(f"refused ({answer.refusal.reason}): {answer.refusal.message}")
+        console.print(f"refused ({answer.refusal.reason}): {answer.refusal.message}", soft_wrap=True)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cotenant.cli import cluster, terminal
+from cotenant.cli.replicaname import meant, near
 from cotenant.cli.story import Story, stories
 from cotenant.cli.why import Ground
 from cotenant.errors import ClusterError, CotenantError, NotFound, Refused
@@ -29,23 +30,27 @@ class ExplainError(CotenantError):
 
 def main(argv: list[str]) -> int:
     """0, or 1 with one line."""
-    parser = argparse.ArgumentParser(
+    parser = terminal.Parser(
         prog="cotenant explain", description=__doc__, epilog=cluster.RESOLUTION, formatter_class=argparse.RawTextHelpFormatter
     )  # fmt: skip
     parser.add_argument(
         "replica", metavar="[NAMESPACE/]PLACEMENT[/MODEL[/INDEX]]",
-        help="without a namespace: PLACEMENT alone, in that of -n or of the context",
+        help="a pod's name and what plan and map print are understood too; without a namespace: that of -n or of the context",
     )  # fmt: skip
     parser.add_argument("-n", "--namespace", help="where the placement is, if its name says none")
     cluster.add_arguments(parser)
     terminal.add_output(parser)
     options = parser.parse_args(argv)
     try:
-        namespace, placement, model, index = _parts(options)
         view = cluster.look(options, configs=True)
-        found = stories(view.snapshot, Ground(view.snapshot), namespace, placement, model, index)
+        here = cluster.namespace(options)
+        wanted = meant(options.replica, view.snapshot, here) or _parts(options)
+        namespace, placement, model, index = wanted
+        found = stories(view.snapshot, Ground(view.snapshot), *wanted)
         if not found:
-            raise ExplainError(_missing(view, namespace, placement, model, index))
+            guess = near(options.replica, view.snapshot, here)
+            hint = f"; did you mean {guess}?" if guess and guess != options.replica else ""
+            raise ExplainError(_missing(view, *wanted) + hint)
         events = (
             []
             if options.snapshot
@@ -86,7 +91,8 @@ def _missing(view: cluster.View, namespace: str, placement: str, model: str | No
     if model is not None and model not in models:
         return f"{namespace}/{placement} has no model {model}; it has {', '.join(models) or 'none'}"
     if model is not None and index is not None:
-        return f"{namespace}/{placement}/{model} has {models[model].replicas} replicas, counted from 0; there is no {index}"
+        many = models[model].replicas
+        return f"{namespace}/{placement}/{model} has {many} replica{'s' * (many != 1)}, counted from 0; there is no {index}"
     return f"{namespace}/{placement} asks for no replica"
 
 

@@ -17,25 +17,27 @@ from rich.console import Console
 from rich.text import Text
 
 from cotenant.cli import cluster, terminal
+from cotenant.cli.replicaname import named
+from cotenant.core.ask import per_node_share
 from cotenant.core.inventory import Machine
 from cotenant.core.ledger import Account, Tenant
 from cotenant.core.memo import Memo
 from cotenant.core.reconcile import Considered, consider
-from cotenant.core.share import SCALE, gib
-from cotenant.core.snapshot import Pod, Snapshot
+from cotenant.core.share import SCALE, Auto, gib
+from cotenant.core.snapshot import Model, Pod, Snapshot
 from cotenant.errors import CotenantError
 
 BAR = 40
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
-Shares = dict[tuple[str, str, str], str]
-"""As written, by namespace, placement and model."""
+Models = dict[tuple[str, str, str], Model]
+"""By namespace, placement and model."""
 UNDONE = ("Unplaced", "Waiting", "Failed")
 
 
 def main(argv: list[str]) -> int:
     """0, or 1 with one line."""
-    parser = argparse.ArgumentParser(
+    parser = terminal.Parser(
         prog="cotenant map", description=__doc__, epilog=cluster.RESOLUTION, formatter_class=argparse.RawTextHelpFormatter
     )  # fmt: skip
     parser.add_argument("node", nargs="*", metavar="NODE", help="only these nodes")
@@ -48,15 +50,23 @@ def main(argv: list[str]) -> int:
     except CotenantError as error:
         print(f"cotenant map: {error}", file=sys.stderr)
         return 1
+    spaces = sorted({p.namespace for p in view.snapshot.placements} | {p.namespace for p in view.snapshot.pods})
+    if options.namespace is not None and options.namespace not in spaces:
+        there = ", ".join(spaces) or "none"
+        print(
+            f"cotenant map: there is no ModelPlacement in namespace {options.namespace}; namespaces with any: {there}",
+            file=sys.stderr,
+        )
+        return 1
     data = picture(view.snapshot, options.node, options.namespace)
     unknown = sorted(set(options.node) - {node["name"] for node in data["nodes"]})
     if unknown:
         print(f"cotenant map: there is no managed node {unknown[0]} with GPUs; see `cotenant map`", file=sys.stderr)
         return 1
     if options.output == "table":
-        show(terminal.console(), data)
+        show(terminal.console(), data, view.notes)
     else:
-        terminal.emit(data, options.output)
+        terminal.emit({**data, "notes": list(view.notes)}, options.output)
     return 0
 
 
@@ -65,30 +75,30 @@ def picture(seen: Snapshot, names: Iterable[str] = (), namespace: str | None = N
     """Every node, its GPUs and their tenants, as plain data; bytes."""
     known = consider(seen, Memo())
     wanted = set(names)
-    shares = {(p.namespace, p.name, model.name): str(model.share) for p in seen.placements for model in p.models}
+    models = {(p.namespace, p.name, model.name): model for p in seen.placements for model in p.models}
     nodes = [
-        _node(machine, known, seen.policy.headroom, shares)
+        _node(machine, known, seen.policy.headroom, models)
         for name, machine in known.machines.machines.items()
         if (not wanted or name in wanted) and (namespace is None or _hosts(machine, known, namespace))
     ]
-    return {"nodes": nodes, "undone": _undone(seen, namespace)}
+    return {"nodes": nodes, "undone": _undone(seen, namespace), "managedNodes": len(known.machines.machines)}
 
 
 def _hosts(machine: Machine, known: Considered, namespace: str) -> bool:
     return any(t.pod.namespace == namespace for d in machine.devices for t in known.ledger[d.uuid].tenants)
 
 
-def _node(machine: Machine, known: Considered, headroom: int, shares: Shares) -> dict[str, Any]:
+def _node(machine: Machine, known: Considered, headroom: int, models: Models) -> dict[str, Any]:
     devices = sorted(machine.devices, key=lambda device: (device.index, device.uuid))
     return {
         "name": machine.node.name,
         "product": machine.product,
         "closed": machine.lost or machine.closed,
-        "gpus": [_gpu(known.ledger[device.uuid], known, headroom, shares) for device in devices],
+        "gpus": [_gpu(known.ledger[device.uuid], known, headroom, machine, models) for device in devices],
     }
 
 
-def _gpu(account: Account, known: Considered, default: int, shares: Shares) -> dict[str, Any]:
+def _gpu(account: Account, known: Considered, default: int, machine: Machine, models: Models) -> dict[str, Any]:
     device = account.device
     headroom = max(account.headroom, 0 if account.tenants else default)
     kept = device.usable * headroom // SCALE
@@ -104,14 +114,16 @@ def _gpu(account: Account, known: Considered, default: int, shares: Shares) -> d
         "free": max(0, device.usable - kept - account.promised - account.strangers),
         "unusable": known.binding.unusable(device.uuid),
         "held": device.holder or "",
-        "tenants": [_tenant(tenant, account, shares) for tenant in account.tenants],
+        "tenants": [_tenant(tenant, account, machine, models) for tenant in account.tenants],
         "strangers": [{"pid": s.pid, "command": s.command, "pod": s.pod, "used": s.used} for s in device.strangers],
         "unexplained": account.unexplained,
     }
 
 
-def _tenant(tenant: Tenant, account: Account, shares: Shares) -> dict[str, Any]:
+def _tenant(tenant: Tenant, account: Account, machine: Machine, models: Models) -> dict[str, Any]:
     pod = tenant.pod
+    model = models.get((pod.namespace, pod.placement, pod.model))
+    share = per_node_share(model, machine) if model else None
     used = next((r.used for r in account.device.tenants if (r.namespace, r.pod) == (pod.namespace, pod.name)), 0)
     return {
         "namespace": pod.namespace,
@@ -120,7 +132,10 @@ def _tenant(tenant: Tenant, account: Account, shares: Shares) -> dict[str, Any]:
         "replica": pod.replica,
         "pod": pod.name,
         "phase": phase(pod),
-        "share": shares.get((pod.namespace, pod.placement, pod.model), ""),
+        "share": "" if share is None else str(share),
+        "byAnOlderShare": share is not None
+        and not isinstance(share, Auto)
+        and str(share.utilization(machine.smallest)) != tenant.allocation.utilization,
         "utilization": tenant.allocation.utilization,
         "bytes": tenant.promised,
         "overrun": tenant.allocation.overrun,
@@ -154,14 +169,20 @@ def _undone(seen: Snapshot, namespace: str | None) -> list[dict[str, Any]]:
 
 
 # ------------------------------------------------------------------------------------------------------------- showing
-def show(console: Console, data: dict[str, Any]) -> None:
+def show(console: Console, data: dict[str, Any], notes: tuple[str, ...] = ()) -> None:
     """The picture."""
-    if not data["nodes"]:
-        console.print("no managed node with GPUs; label one: kubectl label node NAME cotenant.dev/managed=true")
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    if not data["managedNodes"]:
+        console.print(
+            "no managed node with GPUs; label one: kubectl label node NAME cotenant.dev/managed=true", soft_wrap=True
+        )
+    elif not data["nodes"]:
+        console.print("no model of this namespace is on a GPU")
     for node in data["nodes"]:
         _show_node(console, node)
     for replica in data["undone"]:
-        name = f"{replica['namespace']}/{replica['placement']} {replica['model']}-{replica['replica']}"
+        name = named((replica["namespace"], replica["placement"], replica["model"], replica["replica"]))
         style = "" if replica["phase"] == "Waiting" else "bold red"
         why = f" ({replica['reason']}): {replica['message']}" if replica["message"] else ""
         console.print(Text(f"x {name} {replica['phase']}{why}", style=style), soft_wrap=True)
@@ -171,10 +192,15 @@ def show(console: Console, data: dict[str, Any]) -> None:
     promised = sum(gpu["promised"] for gpu in gpus)
     part = f" ({100 * promised / usable:.0f}%)" if usable else ""
     console.print(
-        f"{len(data['nodes'])} nodes, {len(gpus)} GPUs, {sum(bool(g['tenants']) for g in gpus)} in use, "
-        f"{len(ready)} replicas ready; promised {gib(promised)} of {gib(usable)}{part}, "
-        f"used {gib(sum(gpu['used'] for gpu in gpus))}"
+        f"{_count(len(data['nodes']), 'node')}, {_count(len(gpus), 'GPU')}, {sum(bool(g['tenants']) for g in gpus)} in use, "
+        f"{_count(len(ready), 'replica')} ready; promised {gib(promised)} of {gib(usable)}{part}, "
+        f"used {gib(sum(gpu['used'] for gpu in gpus))}",
+        soft_wrap=True,
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _show_node(console: Console, node: dict[str, Any]) -> None:
@@ -195,9 +221,11 @@ def _show_gpu(console: Console, gpu: dict[str, Any], letters: dict[tuple[str, st
     rows = []
     for tenant in gpu["tenants"]:
         letter = letters[tenant["namespace"], tenant["pod"]]
-        name = f"{tenant['namespace']}/{tenant['placement']} {tenant['model']}-{tenant['replica']}"
+        name = named((tenant["namespace"], tenant["placement"], tenant["model"], tenant["replica"]))
         group = f" TP {tenant['gpus']}" if tenant["gpus"] > 1 else ""
-        share = f"{tenant['share']} = {tenant['utilization']}"
+        share = f"{tenant['share']} = {tenant['utilization']}" if tenant["share"] else tenant["utilization"]
+        if tenant["byAnOlderShare"]:
+            share = f"{tenant['utilization']}, its spec: {tenant['share']}"
         rows.append(
             (letter, name + group, share, f"{gib(tenant['bytes'])}, uses {gib(tenant['used'])}", tenant["phase"])
         )

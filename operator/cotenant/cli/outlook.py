@@ -6,15 +6,18 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cotenant.cli.replicaname import ReplicaKey, key_of, named
 from cotenant.cli.simulation import Action, Course, Key
 from cotenant.cli.why import Ground
 from cotenant.core.memo import Memo
 from cotenant.core.packing.packer import Fragmentation, pack
 from cotenant.core.packing.problem import Plan, Problem
-from cotenant.core.planning import first_question
+from cotenant.core.planning import assign, first_question
 from cotenant.core.reconcile import consider
 from cotenant.core.snapshot import Allocation, Device, Placement, Pod, Snapshot
 
+KEEPS = "keeps old spec"
+"""What it runs by is not what it is to run by, and stays so."""
 STEPS = 4000
 """Improvement steps spent on the proven minimum: a second or less."""
 LARGEST = 2000
@@ -41,7 +44,7 @@ class Fate:
     share: str
     """As written."""
     verb: str
-    """`stays`, `starts`, `restarts`, `moves`, `stops`, or `none` where it has no place."""
+    """`stays`, `keeps old spec`, `starts`, `restarts`, `moves`, `stops`, or `none` where it has no place."""
     turn: int = 0
     """When it starts or, for one that only stops, when it goes; 0 = nothing happens."""
     before: Where | None = None
@@ -50,14 +53,14 @@ class Fate:
     message: str = ""
 
     @property
-    def name(self) -> str:
-        """`placement/model-index`."""
-        return f"{self.placement}/{self.model}-{self.index}"
+    def replica(self) -> ReplicaKey:
+        """Which one."""
+        return (self.namespace, self.placement, self.model, self.index)
 
     @property
-    def path(self) -> str:
+    def name(self) -> str:
         """`namespace/placement/model/index`."""
-        return f"{self.namespace}/{self.placement}/{self.model}/{self.index}"
+        return named(self.replica)
 
     @property
     def key(self) -> Key:
@@ -68,6 +71,11 @@ class Fate:
     def lacks(self) -> bool:
         """It is wanted and goes nowhere."""
         return self.after is None and self.verb != "stops"
+
+    @property
+    def falls_short(self) -> bool:
+        """It does not come to what its spec asks for."""
+        return self.lacks or self.verb == KEEPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +108,19 @@ class Outlook:
 
 def outlook(course: Course, *, bound: bool = True) -> Outlook:
     """What this course means."""
+    why = Ground(course.after)
     return Outlook(
-        fates=tuple(_fates(course)),
+        fates=tuple(_fates(course, why)),
         actions=course.actions,
         quality=quality(course, bound=bound),
         estimates=_estimates(course.after),
         issues=_issues(course.after),
-        why=Ground(course.after),
+        why=why,
     )
 
 
 # --------------------------------------------------------------------------------------------------------------- fates
-def _fates(course: Course) -> list[Fate]:
+def _fates(course: Course, ground: Ground) -> list[Fate]:
     devices = {d.uuid: d for seen in (course.before, course.after) for n in seen.gpu_nodes for d in n.devices}
     before, after = _by_replica(course.before), _by_replica(course.after)
     actions = {(action.verb, action.pod): action for action in course.actions}
@@ -123,12 +132,13 @@ def _fates(course: Course) -> list[Fate]:
             for index in range(model.replicas):
                 key = (*placement.key, model.name, index)
                 wanted.add(key)
-                fates.append(
-                    _fate(
-                        key, str(model.share), before.get(key), after.get(key), said.get((model.name, index), {}),
-                        actions, devices,
-                    )
+                fate = _fate(
+                    key, str(model.share), before.get(key), after.get(key), said.get((model.name, index), {}), actions, devices,
                 )  # fmt: skip
+                if fate.verb == "stays" and ground.is_outdated(fate.name):
+                    fate = replace(fate, verb=KEEPS)
+                place = fate.after or fate.before
+                fates.append(replace(fate, share=ground.share(model, place.allocation.node)) if place else fate)
     for key in sorted(before.keys() - wanted):
         stop = _action(actions, "stop", before[key])
         if stop:
@@ -148,7 +158,6 @@ def _fates(course: Course) -> list[Fate]:
     return fates
 
 
-ReplicaKey = tuple[str, str, str, int]
 Actions = dict[tuple[str, str], Action]
 """The last one by verb and pod."""
 
@@ -157,7 +166,7 @@ def _by_replica(seen: Snapshot) -> dict[ReplicaKey, Pod]:
     found: dict[ReplicaKey, Pod] = {}
     for pod in sorted(seen.pods, key=lambda p: (p.ready, p.name)):
         if pod.is_alive:
-            found[pod.namespace, pod.placement, pod.model, pod.replica] = pod
+            found[key_of(pod)] = pod
     return found
 
 
@@ -239,7 +248,10 @@ def quality(course: Course, *, bound: bool) -> Quality:
     devices = [device for report in course.after.gpu_nodes for device in report.devices]
     after = pack(question(course.after))
     used, used_before = _in_use(course.after), _in_use(course.before)
-    found = Quality(len(devices), len(used), len(used_before), fragmentation=after.fragmentation)
+    memo = Memo()
+    known = consider(course.after, memo)
+    _, left = assign(known.hopeful, known.site, memo)
+    found = Quality(len(devices), len(used), len(used_before), fragmentation=left)
     if not bound or len(devices) > LARGEST:
         return found
     minimum = _minimum(course, after, len(used))
@@ -253,6 +265,8 @@ def _in_use(seen: Snapshot) -> set[str]:
 def _minimum(course: Course, after: Plan, used: int) -> tuple[int, str] | None:
     """GPUs every plan needs, with what runs in place: proven only where all GPUs count alike and nothing had to move."""
     asked = question(course.before, STEPS)
+    if not asked.hosts:
+        return None
     # each GPU counts one, held or not: how many are used is asked, not what taking them costs
     hosts = tuple(replace(host, cost=1, bins=tuple(replace(b, cost=None) for b in host.bins)) for host in asked.hosts)
     best = pack(replace(asked, hosts=hosts))

@@ -6,14 +6,14 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Hashable
 from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 import yaml
 
 from cotenant import solver
+from cotenant.cli import terminal
+from cotenant.cli.datafile import Once, called, text_of, why
 from cotenant.core.packing.answerfile import answer
 from cotenant.core.packing.packer import Plan, pack
 from cotenant.core.packing.problemfile import ProblemFile, read_problem
@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Exit status 0, also when replicas are unplaced: that is an answer. 2 and a message when the file is wrong."""
-    parser = argparse.ArgumentParser(prog="cotenant pack", description=__doc__)
+    """0 when everything is placed, 2 when not, 1 and a message when the file is wrong."""
+    parser = terminal.Parser(prog="cotenant pack", description=__doc__)
     add_arguments(parser)
     return run(parser.parse_args(argv))
 
@@ -57,11 +57,16 @@ def run(options: argparse.Namespace) -> int:
     """The same for arguments that are parsed already."""
     try:
         file = read_problem(load(options.problem))
-        print(json.dumps(solve(file, options), indent=1))
+        found = solve(file, options)
     except CotenantError as e:
-        print(f"{options.problem}: {e}", file=sys.stderr)
-        return 2
-    return 0
+        text = str(e)
+        print(
+            f"cotenant pack: {text if text.startswith(called(options.problem)) else f'{called(options.problem)}: {text}'}",
+            file=sys.stderr,
+        )
+        return 1
+    print(json.dumps(found, indent=1))
+    return 2 if found["unplaced"] else 0
 
 
 def solve(file: ProblemFile, options: argparse.Namespace) -> dict[str, object]:
@@ -99,24 +104,21 @@ def is_proven(plan: Plan) -> bool:
 
 def load(name: str) -> object:
     """The file as plain data; InvalidSpec says what is wrong with it."""
-    try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise InvalidSpec("problem", f"cannot be read: {e}") from e
+    text = text_of(name)
     if text.lstrip().startswith("{"):
         try:
             return cast(object, json.loads(text, object_pairs_hook=_object))
         except json.JSONDecodeError as e:
             try:  # a YAML mapping may be written in braces too
-                return cast(object, yaml.load(text, _Loader))
+                return cast(object, yaml.load(text, Once))
             except (yaml.YAMLError, ValueError, RecursionError):
-                raise InvalidSpec("problem", f"is not JSON: {e}") from e
+                raise InvalidSpec("problem", f"is not JSON: {why(e)}") from e
         except (ValueError, RecursionError) as e:
-            raise InvalidSpec("problem", f"is not JSON: {e}") from e
+            raise InvalidSpec("problem", f"is not JSON: {why(e)}") from e
     try:
-        return cast(object, yaml.load(text, _Loader))
+        return cast(object, yaml.load(text, Once))
     except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise InvalidSpec("problem", f"is not YAML: {' '.join(str(e).split())}") from e
+        raise InvalidSpec("problem", f"is not YAML: {why(e)}") from e
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -129,31 +131,17 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML in which no key of a mapping stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
-        """The mapping."""
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if (key.tag, key.value) in seen:
-                    raise InvalidSpec(
-                        key.value, f"stands twice in one mapping (line {key.start_mark.line + 1}); leave one"
-                    )
-                seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
-
-
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
     if not 0 <= value <= 86_400:
-        raise argparse.ArgumentTypeError("must be from 0 to 86400")
+        raise argparse.ArgumentTypeError(f"a number of seconds from 0 to 86400 is wanted, not {text}")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return value
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number, 0 or more, is wanted, not {text}")
+    return int(text)

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cotenant.api import crd, placement
+from cotenant.api import placement
+from cotenant.api.check import problems, without_nulls
+from cotenant.api.meta import NAME
+from cotenant.cli.datafile import called, documents
 from cotenant.core.names import API_VERSION
-from cotenant.core.snapshot import Placement, Snapshot
-from cotenant.errors import CotenantError
+from cotenant.core.snapshot import Invalid, Placement, Snapshot
+from cotenant.errors import CotenantError, InvalidSpec
 
 Body = dict[str, Any]
 SUFFIXES = (".yaml", ".yml", ".json")
+KIND = "ModelPlacement"
+_TEXTS: Body = {"type": "object", "additionalProperties": {"type": "string"}}
+METADATA: Body = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 253},
+        "namespace": {"type": "string", "maxLength": 63, "pattern": NAME},
+        "labels": _TEXTS,
+        "annotations": _TEXTS,
+        "finalizers": {"type": "array", "items": {"type": "string"}},
+        "ownerReferences": {"type": "array", "items": {"type": "object"}},
+        "managedFields": {"type": "array", "items": {"type": "object"}},
+        "generation": {"type": "integer"},
+        **{name: {"type": "string"} for name in ("generateName", "uid", "resourceVersion", "selfLink")},
+        **{name: {} for name in ("creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds")},
+    },
+}
+"""The fields of every object's metadata."""
+UNKNOWN_UID = "known-once-applied"
+"""Begins the uid of a placement that does not exist yet."""
 
 
 class PlacementFileError(CotenantError):
@@ -49,69 +69,106 @@ def _in(name: str, namespace: str) -> list[Wish]:
     files = [name]
     if path.is_dir():
         files = [str(file) for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
-    found = [Wish(_checked(body, file, namespace), file) for file in files for body in _documents(file)]
+    found, wrong, others = [], [], []
+    for file in files:
+        for body, where in _objects(file):
+            if not _is_meant(body, where):
+                others.append(_kind(body))
+                continue
+            try:
+                found.append(Wish(_checked(body, where, namespace), file))
+            except PlacementFileError as error:
+                wrong.append(str(error))
+            except RecursionError as error:
+                raise PlacementFileError(f"{where}: it is nested too deeply") from error
+    if wrong:
+        raise PlacementFileError("\n".join(wrong))
     if not found:
-        raise PlacementFileError(f"{name}: there is no ModelPlacement in it")
+        told = f"; it holds {', '.join(sorted(set(others)))}" if others else ""
+        raise PlacementFileError(f"{called(name)}: there is no ModelPlacement in it{told}")
     return found
 
 
-def _documents(name: str) -> list[Body]:
+def _objects(name: str) -> list[tuple[object, str]]:
+    """Everything in a file, and where it stands; what is in a List by itself."""
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        documents = list(yaml.safe_load_all(text))
-    except (OSError, UnicodeDecodeError) as e:
-        raise PlacementFileError(f"{name} cannot be read: {getattr(e, 'strerror', None) or e}") from e
-    except yaml.YAMLError as e:
-        raise PlacementFileError(f"{name} is not YAML: {' '.join(str(e).split())}") from e
-    items = [
-        item
-        for document in documents
-        if isinstance(document, dict)
-        for item in (document.get("items") or () if str(document.get("kind", "")).endswith("List") else (document,))
-    ]
-    return [item for item in items if isinstance(item, dict) and item.get("kind") == "ModelPlacement"]
+        read = documents(name)
+    except InvalidSpec as e:
+        raise PlacementFileError(f"{e.path} {e.reason}" if e.path == called(name) else str(e)) from e
+    found: list[tuple[object, str]] = []
+    for document in read:
+        if isinstance(document, dict) and str(document.get("kind", "")).endswith("List"):
+            items = document.get("items") or []
+            if not isinstance(items, list):
+                raise PlacementFileError(f"{called(name)}: items: must be a list, not {items!r}")
+            found += [(item, f"{called(name)}: items[{at}]") for at, item in enumerate(items)]
+        elif document is not None:
+            found.append((document, called(name)))
+    return found
 
 
-def _checked(body: Body, file: str, namespace: str) -> Body:
+def _is_meant(body: object, where: str) -> bool:
+    """Whether it is a ModelPlacement; one with a misspelt kind is told."""
+    kind = body.get("kind") if isinstance(body, dict) else None
+    if kind == KIND:
+        return True
+    ours = isinstance(body, dict) and body.get("apiVersion") == API_VERSION
+    if isinstance(kind, str) and (ours or get_close_matches(kind, [KIND], 1, 0.85)):
+        hint = f"; did you mean {KIND}?" if get_close_matches(kind.lower(), [KIND.lower()], 1) else ""
+        if hint:
+            raise PlacementFileError(f"{where}: there is no kind {kind}{hint}")
+    return False
+
+
+def _kind(body: object) -> str:
+    if not isinstance(body, dict):
+        return "no object"
+    return str(body.get("kind") or "an object without kind")
+
+
+def _checked(body: Any, where: str, namespace: str) -> Body:
     if body.get("apiVersion") != API_VERSION:
-        raise PlacementFileError(f"{file}: apiVersion must be {API_VERSION}, not {body.get('apiVersion')!r}")
-    metadata = body.get("metadata")
-    name = metadata.get("name") if isinstance(metadata, dict) else None
-    if not isinstance(metadata, dict) or not isinstance(name, str) or not name:
-        raise PlacementFileError(f"{file}: metadata.name is required")
-    schema = crd.documents()["cotenant.dev_modelplacements.yaml"]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    if unknown := _unknown(body.get("spec") or {}, schema["properties"]["spec"], "spec"):
-        raise PlacementFileError(f"{file}: {name}: {unknown}")
-    for at, model in enumerate((body.get("spec") or {}).get("models") or ()):
-        inner = model.get("name", "") if isinstance(model, dict) else ""
-        if len(name) + len(str(inner)) > 56:
-            raise PlacementFileError(
-                f"{file}: {name}: spec.models[{at}].name: the names of the placement and of a model together may have "
-                "56 characters: pods and Services are called <placement>-<model>"
-            )
+        raise PlacementFileError(f"{where}: apiVersion must be {API_VERSION}, not {body.get('apiVersion')!r}")
+    body = without_nulls(body)
+    metadata = body.get("metadata") or {}
+    wrong = _about_metadata(metadata)
+    if wrong:
+        raise PlacementFileError(_told(where, wrong))
+    wrong = [*_unknown_tops(body), *placement.check(body)]
+    if wrong:
+        raise PlacementFileError(_told(f"{where}: {metadata['name']}", wrong))
     return {**body, "metadata": {**metadata, "namespace": metadata.get("namespace") or namespace}}
 
 
-def _unknown(value: Any, schema: Body, path: str) -> str:
-    """The first field the API server would refuse as unknown."""
-    if schema.get("x-kubernetes-preserve-unknown-fields"):
-        return ""
-    if isinstance(value, list):
-        items = schema.get("items") or {}
-        return next((said for at, one in enumerate(value) if (said := _unknown(one, items, f"{path}[{at}]"))), "")
-    if not isinstance(value, dict):
-        return ""
-    if "additionalProperties" in schema:
-        return ""
-    known = schema.get("properties") or {}
-    for key, inner in value.items():
-        if key not in known:
-            near = get_close_matches(str(key), list(known), 1)
-            hint = f'; did you mean "{near[0]}"?' if near else f"; there are {', '.join(known)}"
-            return f"{path}.{key}: unknown field{hint}"
-        if said := _unknown(inner, known[key], f"{path}.{key}"):
-            return said
-    return ""
+def _told(where: str, wrong: list[Invalid]) -> str:
+    """A line each."""
+    return "\n".join(f"{where}: {one.path}: {one.reason}" for one in wrong)
+
+
+def _about_metadata(metadata: Any) -> list[Invalid]:
+    """What the API server would refuse of it."""
+    if not isinstance(metadata, dict):
+        return [Invalid("metadata", f"must be a mapping of fields, not {metadata!r}")]
+    if not metadata.get("name"):
+        return [Invalid("metadata.name", "is required")]
+    found = problems(metadata, METADATA, "metadata", {}, strict=True)
+    for field in ("labels", "annotations"):
+        pairs = metadata.get(field)
+        if isinstance(pairs, dict):
+            found += [
+                Invalid(f"metadata.{field}", f"{key!r} must be text") for key in pairs if not isinstance(key, str)
+            ]
+    return found
+
+
+def _unknown_tops(body: Body) -> list[Invalid]:
+    known = ("apiVersion", "kind", "metadata", "spec", "status")
+    found = []
+    for name in body:
+        if name not in known:
+            near = get_close_matches(str(name), known, 1)
+            found.append(Invalid(str(name), "unknown field" + (f'; did you mean "{near[0]}"?' if near else "")))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------ applying
@@ -128,7 +185,8 @@ def applied(seen: Snapshot, wishes: list[Wish]) -> Snapshot:
 def _applied(wish: Wish, before: Placement | None, now: float) -> Placement:
     metadata = wish.body["metadata"]
     told = {"name": metadata["name"], "namespace": metadata["namespace"]}
-    uid = before.uid if before else "known-once-applied"
+    # one each: pods are told apart by their owner's uid
+    uid = before.uid if before else f"{UNKNOWN_UID}/{told['namespace']}/{told['name']}"
     found = placement.parse({"metadata": {**told, "uid": uid}, "spec": wish.body.get("spec") or {}})
     if found.invalid:
         raise PlacementFileError(f"{wish.file}: {told['name']}: {found.invalid.path}: {found.invalid.reason}")

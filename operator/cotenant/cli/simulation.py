@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from cotenant.api.placement import read_status
+from cotenant.cli.replicaname import ReplicaKey, key_of
 from cotenant.controller import records
 from cotenant.core import preflight
 from cotenant.core.decision import Create, Decision, Delete
@@ -31,6 +32,8 @@ class Action:
     """`namespace/name`."""
     reason: str
     message: str
+    replica: ReplicaKey | None = None
+    """Whose engine the pod is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +126,9 @@ class _World:
             kept = tuple(known for known in self.seen.services if (known.namespace, known.name) != key)
             self.seen = replace(self.seen, services=kept)
             return
-        if any((pod.namespace, pod.name) == key for pod in self.seen.pods):
-            self._say("stop", key, delete.reason, delete.message)
+        leaving = next((pod for pod in self.seen.pods if (pod.namespace, pod.name) == key), None)
+        if leaving is not None:
+            self._say("stop", key, delete.reason, delete.message, leaving)
             self._leave(key)
             return
         self.seen = replace(
@@ -153,8 +157,8 @@ class _World:
         role = body["metadata"]["labels"][ROLE_LABEL]
         if role == "engine":
             self.manifests[key] = create.manifest
-            self._say("start", key, create.reason, create.message)
             self.started.append(replace(records.pod(body), created=self.seen.now))
+            self._say("start", key, create.reason, create.message, self.started[-1])
             return
         self.helpers[key] = create.manifest
         self._say("prove" if role == preflight.ROLE else "hold", key, create.reason, create.message)
@@ -222,8 +226,9 @@ class _World:
             reports.append(report if devices == report.devices else replace(report, devices=devices))
         self.seen = replace(self.seen, gpu_nodes=tuple(reports))
 
-    def _say(self, verb: str, key: Key, reason: str, message: str) -> None:
-        self.actions.append(Action(self.turn, verb, "/".join(part for part in key if part), reason, message))
+    def _say(self, verb: str, key: Key, reason: str, message: str, pod: Pod | None = None) -> None:
+        whose = key_of(pod) if pod and pod.placement else None
+        self.actions.append(Action(self.turn, verb, "/".join(part for part in key if part), reason, message, whose))
 
     def course(self, before: Snapshot) -> Course:
         """What came of it."""

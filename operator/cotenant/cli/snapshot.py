@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cotenant.cli import asproblem, cluster, snapshotfile
+from cotenant.cli import asproblem, cluster, snapshotfile, terminal
 from cotenant.errors import CotenantError
 
 
 def main(argv: list[str]) -> int:
     """0, or 1 with one line."""
-    parser = argparse.ArgumentParser(
+    parser = terminal.Parser(
         prog="cotenant snapshot", description=__doc__, epilog=cluster.RESOLUTION, formatter_class=argparse.RawTextHelpFormatter
     )  # fmt: skip
     cluster.add_arguments(parser)

@@ -20,6 +20,7 @@ import yaml
 from pydantic.alias_generators import to_camel
 
 from cotenant.api.placement import read_status
+from cotenant.cli.datafile import called, why
 from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.preflight import Failed, Passed, Preflight, Running
 from cotenant.core.share import Auto, Bytes, Percent, parse_share
@@ -122,9 +123,9 @@ def load(name: str) -> Snapshot:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
         data = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as e:
-        raise SnapshotFileError(f"{name} cannot be read: {e}") from e
-    except (yaml.YAMLError, ValueError) as e:
-        raise SnapshotFileError(f"{name} is neither YAML nor JSON: {' '.join(str(e).split())}") from e
+        raise SnapshotFileError(f"{called(name)} cannot be read: {getattr(e, 'strerror', None) or e}") from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise SnapshotFileError(f"{called(name)} is neither YAML nor JSON: {why(e)}") from e
     if not isinstance(data, dict) or (data.get("apiVersion"), data.get("kind")) != (API_VERSION, KIND):
         raise SnapshotFileError(
             f"{name} is no snapshot: it must say apiVersion: {API_VERSION} and kind: {KIND}; `cotenant snapshot` writes one"
@@ -133,7 +134,7 @@ def load(name: str) -> Snapshot:
     try:
         found: Snapshot = _read(Snapshot, body, "")
     except _WrongError as e:
-        raise SnapshotFileError(f"{name}: {e}") from e
+        raise SnapshotFileError(f"{called(name)}: {e}") from e
     return found
 
 

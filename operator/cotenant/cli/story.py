@@ -6,8 +6,7 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pydantic.alias_generators import to_camel
-
+from cotenant.api.spec import EngineField
 from cotenant.cli.accounts import of_gpu
 from cotenant.cli.map import phase
 from cotenant.cli.why import Ground
@@ -108,15 +107,23 @@ def _wish(placement: Placement, model: Model, seen: Snapshot) -> list[str]:
         chosen = [f"{key}={value}" for key, value in placement.selector] + list(placement.names)
         lines.append(f"on nodes {', '.join(chosen)}")
     lines += [f"share {other.share} on {_pairs(other.selector)}" for other in model.per_node]
-    default = Engine()
-    told = {
-        field.name: getattr(model.engine, field.name)
-        for field in fields(Engine)
-        if getattr(model.engine, field.name) != getattr(default, field.name)
-    }
-    if told:
-        lines.append("engine " + ", ".join(f"{to_camel(name)}={_value(value)}" for name, value in told.items()))
+    if told := _engine(model.engine):
+        lines.append("engine " + ", ".join(told))
     return lines
+
+
+def _engine(engine: Engine) -> list[str]:
+    """What its spec says of the engine, by the names of the spec's fields."""
+    default = Engine()
+    written = {"cuda_graphs": "cudaGraphs.enabled", "max_capture_size": "cudaGraphs.maxCaptureSize"} | {
+        name: field.alias or name for name, field in EngineField.model_fields.items() if name != "cuda_graphs"
+    }
+    told = [] if not engine.auto_max_model_len else ["maxModelLen=auto"]
+    return told + [
+        f"{written[field.name]}={_value(getattr(engine, field.name))}"
+        for field in fields(Engine)
+        if field.name in written and getattr(engine, field.name) != getattr(default, field.name)
+    ]
 
 
 def _pairs(pairs: tuple[tuple[str, str], ...]) -> str:
@@ -124,6 +131,8 @@ def _pairs(pairs: tuple[tuple[str, str], ...]) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 
+from cotenant.cli.replicaname import key_of, named
+from cotenant.core.ask import per_node_share
+from cotenant.core.drift import outdated
 from cotenant.core.memo import Memo
 from cotenant.core.packing.board import Board
 from cotenant.core.packing.packer import pack
 from cotenant.core.packing.pins import pin
 from cotenant.core.packing.problem import Change, Limit, Plan, Problem, Reason
 from cotenant.core.packing.whyhere import on_board, why_here
-from cotenant.core.planning import first_question
+from cotenant.core.planning import advised, first_question
 from cotenant.core.reconcile import Considered, consider
 from cotenant.core.replica import Replica
 from cotenant.core.share import gib
-from cotenant.core.snapshot import Snapshot
+from cotenant.core.snapshot import Model, Snapshot
 
 NAMED = 4
 """Nodes that are named in a sentence."""
@@ -28,6 +32,8 @@ class Ground:
         self.known: Considered = consider(seen, memo)
         known = self.known
         self._asked = first_question(known.hopeful, known.site, memo)
+        self._replicas = {replica.key: replica for replica in known.replicas}
+        self._outdated: dict[Hashable, bool] = {}
         self._packed: Plan | None = None
         self._board: Board | None = None
         self._numbers = {
@@ -38,7 +44,28 @@ class Ground:
 
     def replica(self, key: str) -> Replica | None:
         """A replica by `namespace/placement/model/index`."""
-        return next((replica for replica in self.known.replicas if replica.key == key), None)
+        return self._replicas.get(key)
+
+    def is_outdated(self, key: str) -> bool:
+        """Whether a replica's engine runs by another spec than the present one."""
+        found = self.replica(key)
+        given = found.pod.allocation if found and found.pod else None
+        machine = self.known.machines.machines.get(given.node) if given else None
+        if found is None or given is None or machine is None:
+            return False
+        share = per_node_share(found.wanted.model, machine)
+        alike = (
+            found.wanted.key, found.share, found.learned, found.pod and found.pod.hash, given.utilization, share,
+            machine.product, machine.smallest, machine.largest,
+        )  # fmt: skip
+        if alike not in self._outdated:  # many replicas of one model on equal GPUs are one question
+            self._outdated[alike] = outdated(found, machine, self.known.site.policy)
+        return self._outdated[alike]
+
+    def share(self, model: Model, node: str) -> str:
+        """A model's share as it is written for this node."""
+        machine = self.known.machines.machines.get(node)
+        return str(per_node_share(model, machine) if machine else model.share)
 
     def here(self, key: str) -> list[str]:
         """Why a replica that has a place has this one."""
@@ -48,7 +75,7 @@ class Ground:
             return []
         beside = sorted(
             {
-                f"{tenant.pod.placement}/{tenant.pod.model}-{tenant.pod.replica}"
+                named(key_of(tenant.pod))
                 for uuid in allocation.gpus
                 if uuid in self.known.ledger
                 for tenant in self.known.ledger[uuid].tenants
@@ -106,8 +133,9 @@ class Ground:
 
     def reason(self, key: str) -> Reason | None:
         """Why a replica has no place, as data; None where the packer was not asked, or has one for it."""
-        number = self._numbers.get(key)
-        return next((u.reason for u in self._plan().unplaced if (u.workload, u.replica) == number), None)
+        found, number = self.replica(key), self._numbers.get(key)
+        reason = next((u.reason for u in self._plan().unplaced if (u.workload, u.replica) == number), None)
+        return advised(found, reason) if found and reason else reason
 
     def nowhere(self, key: str) -> list[str]:
         """The same in words: per class of nodes what binds, and the smallest changes that would help."""
@@ -146,5 +174,5 @@ def _change(change: Change) -> str:
         return f"would help: tensorParallelSize {change.share}, on {change.host}"
     if change.code == "Move":
         consent = f", with the leave of {change.consent}" if change.consent else ""
-        return f"would help: {change.workload} {change.replica} elsewhere than {change.host}{consent}"
-    return f"would help: {change.code} {change.host}".rstrip()
+        return f"would help: {change.workload}/{change.replica} elsewhere than {change.host}{consent}"
+    return f"would help: {change.text}"

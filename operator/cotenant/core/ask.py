@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cotenant.core.estimate.advice import at_share, auto_share, refuse
+from cotenant.core.estimate.advice import at_share, auto_context, auto_share, refuse, sized
 from cotenant.core.estimate.engine import Taught
 from cotenant.core.inventory import Machine
 from cotenant.core.learn import recall
@@ -31,8 +31,10 @@ class Ask:
 def ask(replica: Replica, machine: Machine, policy: Policy) -> Ask | NoPlace:
     """What this replica asks on this machine. The same for the same arguments: callers remember it."""
     model, config = replica.wanted.model, replica.config
-    share = within(replica.share, model, machine) if replica.share else per_node_share(model, machine)
-    length = None
+    written = per_node_share(model, machine)
+    share = within(replica.share, model, machine) if replica.share else written
+    # the length its share was sized for: it starts with it, so it is judged by it too
+    length = auto_context(config, model.engine) if isinstance(written, Auto) and config is not None else None
     if isinstance(share, Auto) and (kept := _as_it_runs(replica, machine, policy)):
         share = kept
     if isinstance(share, Auto):
@@ -40,7 +42,7 @@ def ask(replica: Replica, machine: Machine, policy: Policy) -> Ask | NoPlace:
             return NoPlace("EstimateUnavailable", _no_config(model))
         earlier = known(replica, machine.product, "", policy)
         auto = auto_share(config, model.engine, model.tensor_parallel, Taught(earlier.weights) if earlier else None)
-        share, length = Bytes(auto.bytes), auto.max_model_len
+        share = Bytes(auto.bytes)
     utilization = share.utilization(machine.smallest)
     granted = utilization.of(machine.largest)
     taught = known(replica, machine.product, str(utilization), policy)
@@ -48,18 +50,21 @@ def ask(replica: Replica, machine: Machine, policy: Policy) -> Ask | NoPlace:
     if utilization.ten_thousandths > SCALE:
         return Ask(utilization, granted, overrun, length, replica.reserve)  # the packer says who comes nearest
     if config is not None and replica.share is None and not (taught and taught.kv_cache_tokens):
-        refusal = refuse(config, model.engine, model.tensor_parallel, utilization.of(machine.smallest))
+        refusal = refuse(config, sized(model.engine, length), model.tensor_parallel, utilization.of(machine.smallest))
         if refusal is not None:
             percent = -(-refusal.needs * 100 // machine.smallest) if machine.smallest else 0
-            would = f"; {percent}% of a {machine.product} would do" if 0 < percent <= 100 else ""
-            return NoPlace(refusal.reason, refusal.message + would)
+            would = f"; {percent}% of {machine.product} would do" if 0 < percent <= 100 else ""
+            return NoPlace(refusal.reason, refusal.message + would, percent=percent if would else 0)
     return Ask(utilization, granted, overrun, length, replica.reserve)
 
 
 def could_run_with(replica: Replica, share: int) -> bool:
     """Whether a share of so many bytes is worth advising: nothing known says that its engine could not start with it."""
     model, config = replica.wanted.model, replica.config
-    return config is None or refuse(config, model.engine, model.tensor_parallel, share) is None
+    if config is None:
+        return True
+    length = auto_context(config, model.engine) if isinstance(model.share, Auto) else None
+    return refuse(config, sized(model.engine, length), model.tensor_parallel, share) is None
 
 
 def _overrun(replica: Replica, share: int, policy: Policy) -> int:

@@ -244,13 +244,13 @@ def _packed(question: Asked, inventory: Inventory, policy: Policy, memo: Memo) -
         places[member.key] = known[3]
     for unplaced in plan.unplaced:
         member = groups[unplaced.workload][unplaced.replica]
-        why = memo.of("advice", (member, unplaced.reason), (), partial(_advised, member, unplaced.reason))
+        why = memo.of("advice", (member, unplaced.reason), (), partial(advised, member, unplaced.reason))
         said = (REASONS.get(why.code, why.code), why.text, bool(why.displaced_by))
         places[member.key] = memo.of("unplaced", (), said, partial(NoPlace, *said[:2], displaced=said[2]))
     return places, plan.fragmentation
 
 
-def _advised(replica: Replica, why: Reason) -> Reason:
+def advised(replica: Replica, why: Reason) -> Reason:
     """Without the advice to make do with less than its engine could start with."""
     kept = tuple(c for c in why.changes if c.code != "LessShare" or could_run_with(replica, c.share))
     return why if kept == why.changes else replace(why, changes=kept)

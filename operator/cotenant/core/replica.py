@@ -71,6 +71,8 @@ class NoPlace:
     """It waits for what does not come without somebody's doing."""
     displaced: bool = False
     """A replica of higher priority has its place: it must leave."""
+    percent: int = 0
+    """The share of this kind of GPU that would do; 0 = not known, or none would."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ def workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy) -> 
         demands.append(Demand(asked.bytes, asked.overrun + asked.reserve) if isinstance(asked, Ask) else None)
         refused.append(why or unfit[-1])
     if failures and not any(demands):
-        return failures[0]
+        return min(failures, key=lambda failure: failure.percent or 101)  # the kind that comes nearest
     headroom = wanted.placement.headroom
     return Workload(
         key=key,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cotenant.core.estimate.engine import Estimate, Taught, estimate
 from cotenant.core.estimate.modelconfig import ModelConfig
@@ -55,6 +55,18 @@ def at_share(
     return estimate(config, settle(engine, Sizing(share, multimodal=config.multimodal)), tensor_parallel, taught)
 
 
+def auto_context(config: ModelConfig, engine: Engine) -> int:
+    """Tokens of the sequences that `share: auto` is sized for."""
+    return min(engine.max_model_len or CONTEXT, config.max_position)
+
+
+def sized(engine: Engine, context: int | None) -> Engine:
+    """The engine as it starts with `share: auto`: with the context its share was sized for, where its spec names none."""
+    if context is None or engine.max_model_len is not None:
+        return engine
+    return replace(engine, max_model_len=context, auto_max_model_len=False)
+
+
 def auto_share(
     config: ModelConfig, engine: Engine, tensor_parallel: int = 1, taught: Taught | None = None
 ) -> AutoShare:
@@ -62,8 +74,7 @@ def auto_share(
 
     What is rendered where the user is silent grows with the share, and the need with it: the least share that holds its own need.
     """
-    length = engine.max_model_len or min(CONTEXT, config.max_position)
-    length = min(length, config.max_position)
+    length = auto_context(config, engine)
     sequences = engine.target_concurrency or CONCURRENCY
     share = 0
     while True:

@@ -123,6 +123,8 @@ class Problem:
     near where it runs (node lost, share no longer fits) must move anyway and is not counted here."""
     move_equals: bool = False
     """True: equal priority may be moved (never displaced) too; False: only a lower priority yields."""
+    grain: int = 1
+    """Bytes that shares are whole multiples of: advice is too."""
     displacing: tuple[tuple[str, int], ...] = ()
     """(namespace, priority): replicas of this namespace may disturb those of others up to this priority; without an
     entry, only those of their own namespace."""

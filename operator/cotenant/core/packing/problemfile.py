@@ -101,6 +101,7 @@ def read_problem(data: object) -> ProblemFile:
         workloads=tuple(_workload(ask, kinds, headroom, grain) for ask in asks.values()),
         running=_running(top.listed("running"), machines, asks),
         max_tenants=top.whole("maxTenantsPerGPU", 16, 1),
+        grain=grain,
     )
     return ProblemFile(problem, scale)
 

@@ -206,7 +206,7 @@ class Search:
     # --------------------------------------------------------------------------------------------------- improvement
     def improve(self, floor: int) -> None:
         """Take out what lies on a few GPUs and place it again, keep what is not worse; stops at the proven minimum."""
-        if not self.free:
+        if not self.free or not self.board.hosts:
             return
         now = self.mark()
         best = (now, self.spots())

@@ -139,7 +139,7 @@ def _miss(board: Board, w: int, host: int) -> Miss:
     rooms = sorted((room_for(board, w, g) for g in seats), reverse=True)
     if rooms[size - 1] < need[0]:
         promised = sum(board.promise[g] - board.kept[g] >= need[0] for g in seats)
-        return Miss("Overrun" if promised >= size else "Memory", host, need[0], max(0, rooms[size - 1]))
+        return Miss("Overrun" if promised >= size and need[1] else "Memory", host, need[0], max(0, rooms[size - 1]))
     if board.cpu_need[w] > board.cpu[host]:
         return Miss("HostCPU", host, board.cpu_need[w], max(0, board.cpu[host]))
     if board.memory_need[w] > board.host_memory[host]:
@@ -152,10 +152,11 @@ def _miss(board: Board, w: int, host: int) -> Miss:
 
 def _changes(board: Board, nearest: Miss) -> list[Change]:
     changes = []
-    if nearest.code in ("Memory", "Overrun") and nearest.has > 0:
+    grain = board.problem.grain
+    room = nearest.has // grain * grain  # what is asked is rounded up to it
+    if nearest.code in ("Memory", "Overrun") and room > 0:
         memory = max(board.memory[g] for g in board.host_gpus[nearest.host])
-        percent = nearest.has * SCALE // memory
-        changes.append(Change("LessShare", nearest.has, percent, board.hosts[nearest.host].name))
+        changes.append(Change("LessShare", room, room * SCALE // memory, board.hosts[nearest.host].name))
     if nearest.code in ("Island", "TooFewGPUs") and nearest.has > 0:
         changes.append(Change("FewerGPUs", nearest.has, host=board.hosts[nearest.host].name))
     return changes
