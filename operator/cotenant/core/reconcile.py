@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
 from cotenant.core.binding import Binding, Pinned
-from cotenant.core.cases import Case, cases, pods_of
+from cotenant.core.cases import Case, cases
+from cotenant.core.crews import crews, hopeful
 from cotenant.core.decision import Create, Decision, Delete, GPUFigures
 from cotenant.core.demand import Demands, demand
-from cotenant.core.drift import Start, drift, outdated
-from cotenant.core.estimate.modelconfig import ModelConfig
+from cotenant.core.drift import Start, drift
 from cotenant.core.faults import Faults, faults
 from cotenant.core.inventory import Inventory, inventory, shut
 from cotenant.core.issues import impossible
@@ -30,7 +29,7 @@ from cotenant.core.replica import Assigned, Crew, NoPlace, Replica
 from cotenant.core.report import states, statuses
 from cotenant.core.rollout import Admitted, Circumstances, admit
 from cotenant.core.services import services, stale_services
-from cotenant.core.snapshot import Fault, Learned, Pod, Policy, RolloutStrategy, Snapshot
+from cotenant.core.snapshot import Fault, Pod, Policy, Snapshot
 from cotenant.core.status import ModelState, rfc3339
 
 
@@ -60,7 +59,7 @@ class Considered:
     def hopeful(self) -> list[Crew]:
         """The replicas that are planned, by case."""
         without = {key for key, fault in self.troubles.of.items() if fault.failed} | self.troubles.resting.keys()
-        return [_hopeful(crew, without) for crew in self.crews] if without else list(self.crews)
+        return [hopeful(crew, without) for crew in self.crews] if without else list(self.crews)
 
 
 def consider(snapshot: Snapshot, memo: Memo) -> Considered:
@@ -84,7 +83,7 @@ def consider(snapshot: Snapshot, memo: Memo) -> Considered:
         troubles,
         lessons,
         there,
-        _crews(snapshot, there, machines, troubles, lessons, memo),
+        crews(snapshot, there, machines, troubles, lessons, memo),
         Site(machines, ledger, binding.unusable, binding.cost, snapshot.policy, orphans),
     )
 
@@ -169,84 +168,11 @@ def _phases(models: dict[str, list[ModelState]]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(phases.items()))
 
 
-def _crews(
-    snapshot: Snapshot, cases: tuple[Case, ...], machines: Inventory, troubles: Faults, lessons: Lessons, memo: Memo
-) -> tuple[Crew, ...]:
-    """Every replica that is wanted with its pod, and the successors of those that are to be replaced without a gap."""
-    configs = {uri: found for uri, found in snapshot.configs if isinstance(found, ModelConfig)}
-    refused = frozenset((namespace, pod) for namespace, pod, _ in snapshot.refusals)
-    out = []
-    for case in cases:
-        placement = case.wanted[0].placement
-        taught = tuple(lessons.get(wanted.key, ()) for wanted in case.wanted)
-        known = tuple(configs.get(wanted.model.uri) for wanted in case.wanted)
-        make = partial(_crew, case, known, taught, machines, troubles, refused, snapshot.policy, memo)
-        plain = not any(namespace == placement.namespace for namespace, _ in refused)
-        if case.calm and plain and placement.strategy is not RolloutStrategy.SURGE_IF_ROOM:
-            out.append(memo.of("crew", (case, *known, *taught), (), make))
-        else:
-            crew = make()
-            out.append(memo.of("crew as it is", crew, (), partial(tuple, crew)))
-    return tuple(out)
-
-
-def _crew(
-    case: Case,
-    configs: Sequence[ModelConfig | None],
-    lessons: Sequence[tuple[Learned, ...]],
-    machines: Inventory,
-    troubles: Faults,
-    refused: frozenset[tuple[str, str]],
-    policy: Policy,
-    memo: Memo,
-) -> Crew:
-    out = []
-    for wanted, config, taught in zip(case.wanted, configs, lessons, strict=True):
-        placement = wanted.placement
-        failed = any(
-            (fault := troubles.of.get(f"{wanted.key}/{n}")) and fault.failed for n in range(wanted.model.replicas)
-        )
-        surging = 0
-        for index in range(wanted.model.replicas):
-            found = sorted(pods_of(wanted, index, case.by_name), key=_seniority)
-            pod = found[0] if found else None
-            make = partial(Replica, wanted, index, pod, config=config, learned=taught)
-            replica = troubles.applied(memo.of("replica", (wanted, pod, config, *taught), (index,), make))
-            if pod is None and any((placement.namespace, name) in refused for name in wanted.names[index]):
-                replica = replace(replica, refused=True)
-            out.append(replica)
-            if placement.strategy is not RolloutStrategy.SURGE_IF_ROOM or surging >= placement.max_unavailable:
-                continue
-            if len(found) > 1 or (not failed and _to_be_replaced(replica, machines, policy)):
-                surging += 1
-                out.append(replace(replica, pod=found[1] if len(found) > 1 else None, successor=True))
-    return tuple(out)
-
-
-def _seniority(pod: Pod) -> tuple[bool, bool, float, str]:
-    return (not pod.is_alive, not pod.ready, pod.created, pod.name)
-
-
-def _to_be_replaced(replica: Replica, machines: Inventory, policy: Policy) -> bool:
-    """It serves by an older spec."""
-    pod = replica.pod
-    if pod is None or pod.allocation is None or not pod.ready or pod.deleting:
-        return False
-    machine = machines.machines.get(pod.allocation.node)
-    return machine is not None and outdated(replica, machine, policy)
-
-
 def _orphans(snapshot: Snapshot, demands: Demands) -> tuple[Pod, ...]:
     """Engines that use memory and that no plan places: of a spec nobody can read, of a placement that is being deleted or is
     gone, or cut loose by hand."""
     planned = {row[0].placement.uid for row in demands.rows if row}
     return tuple(pod for pod in snapshot.pods if pod.owner_uid not in planned and pod.is_alive)
-
-
-def _hopeful(crew: Crew, without: set[str]) -> Crew:
-    """Replicas left `Failed`, or resting for long, keep no GPU from others; one that runs after all is planned as ever."""
-    kept = [r for r in crew if r.key not in without or (r.pod is not None and r.pod.is_alive)]
-    return crew if len(kept) == len(crew) else tuple(kept)
 
 
 def _changes(
