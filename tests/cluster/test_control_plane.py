@@ -88,7 +88,9 @@ def wait_until_gone(directory: Path, seconds: float = 15.0) -> list[int]:
 def owner_of_a_cluster(directory: Path) -> subprocess.Popen[str]:
     """Another Python process that owns a ready cluster in `directory`."""
     program = (
-        "import sys, time; from pathlib import Path; from tests.cluster.control_plane import ControlPlane\n"
+        "import signal, sys, time; from pathlib import Path; from tests.cluster.control_plane import ControlPlane\n"
+        # a shell starts what it puts in the background deaf to it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "control_plane = ControlPlane.start(Path(sys.argv[1])); print('ready', flush=True); time.sleep(600)"
     )
     owner = subprocess.Popen(
