@@ -31,7 +31,7 @@ def test_errors_are_one_line_and_an_exit_status() -> None:
     nowhere = cotenant("controller")
     wrong = cotenant("controller", COTENANT_HEADROOM="lots")
 
-    assert (unknown.returncode, nowhere.returncode, wrong.returncode) == (2, 1, 1)
+    assert (unknown.returncode, nowhere.returncode, wrong.returncode) == (1, 1, 1)
     assert "COTENANT_KUBECONFIG" in nowhere.stderr
     assert "COTENANT_HEADROOM" in wrong.stderr
     for done in (unknown, nowhere, wrong):
@@ -123,7 +123,7 @@ def test_of_two_controllers_one_leads_and_the_other_takes_over(with_crds: Contro
 def test_a_silent_agent_is_noticed_by_its_lease_in_the_agents_namespace(
     with_crds: ControlPlane, namespace: str, tmp_path: Path
 ) -> None:
-    old = {"holderIdentity": "agent", "leaseDurationSeconds": 60, "renewTime": "2026-01-01T00:00:00.000000Z"}
+    old = {"holderIdentity": "agent", "leaseDurationSeconds": 5, "renewTime": "2026-01-01T00:00:00.000000Z"}
     meta = {"name": "n1", "namespace": namespace, "labels": {"app.kubernetes.io/managed-by": "cotenant"}}
     api = with_crds.api
     api.create({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": meta, "spec": old})

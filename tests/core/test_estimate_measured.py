@@ -1,4 +1,4 @@
-"""The estimate of today against what real engines took on an H200 (`tests/gpu/measure_estimates.py`; figures in `tests/gpu/data`).
+"""The estimate of today against what real engines took on H200s and an H100 (`tests/gpu/measure_estimates.py`; figures in `tests/gpu/data`).
 
 Targets: weights within 1 %, KV tokens within 2 %, peak within 3 % or 1 GiB. What misses one is named here with its reason.
 """
@@ -21,7 +21,7 @@ DATA = Path(__file__).parents[1] / "gpu" / "data"
 WEIGHTS, TOKENS, PEAK = 0.01, 0.02, 0.03
 MISSES: dict[str, dict[str, str]] = {
     "tokens": {
-        "3/llama-1b@again": "the second start finds compiled kernels on disk and times nothing: 7 % more cache. Ours is a first start's."
+        "h200-3/llama-1b@again": "the second start finds compiled kernels on disk and times nothing: 7 % more cache. Ours is a first start's."
     },
 }
 """By part and run: why it is outside its target."""
@@ -30,10 +30,11 @@ MISSES: dict[str, dict[str, str]] = {
 def _runs() -> dict[str, dict[str, Any]]:
     """Every start that became ready, by file and case."""
     found = {}
-    for path in sorted(DATA.glob("h200-estimates-*.json")):
+    for path in sorted(DATA.glob("h?00-estimates-*.json")):
+        card, _, number = path.stem.partition("-estimates-")
         for name, run in json.loads(path.read_text())["runs"].items():
             if "real" in run:
-                found[f"{path.stem[-1]}/{name}"] = run
+                found[f"{card}-{number}/{name}"] = run
     return found
 
 
@@ -98,4 +99,4 @@ def test_the_peak_is_within_three_per_cent_or_a_gibibyte(name: str) -> None:
 def test_graphs_are_within_their_bar(name: str) -> None:
     found = estimated(RUNS[name]).cuda_graphs
 
-    assert found.low <= RUNS[name]["real"]["graphs"] <= found.high
+    assert found.low <= (RUNS[name]["real"]["graphs"] or 0) <= found.high
