@@ -139,7 +139,7 @@ class Model:
             shares = sum(n[0] * v for n, (_, v) in zip(needs, ranks, strict=True))
             reals = sum((n[0] + n[1]) * v for n, (_, v) in zip(needs, ranks, strict=True))
             model.add(reals <= board.real[g] + freed_real)
-            model.add(sum(v for _, v in ranks) + len(board.tenants[g]) <= board.max_tenants + sum(v for v, _ in gone))
+            model.add(sum(v for _, v in ranks) + len(board.tenants[g]) <= board.seats[g] + sum(v for v, _ in gone))
             used = model.new_bool_var(f"used{g}")
             self.occupied[g] = used
             for _, v in ranks:

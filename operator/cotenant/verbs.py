@@ -130,11 +130,13 @@ class Verbs(ABC):
         return body.decode("utf-8", "replace")
 
     # ------------------------------------------------------------------------------------------------------ writing
-    async def create(self, manifest: Manifest, field_manager: str = FIELD_MANAGER) -> Manifest:
-        """Make one object; AlreadyExists where the name is taken."""
+    async def create(
+        self, manifest: Manifest, field_manager: str = FIELD_MANAGER, *, dry_run: bool = False
+    ) -> Manifest:
+        """Make one object, or ask whether it could be made; AlreadyExists where the name is taken."""
         kind, namespace, name = _identity(manifest)
         path = await self._path(manifest["apiVersion"], kind, namespace)
-        query = {"fieldManager": field_manager}
+        query = {"fieldManager": field_manager} | ({"dryRun": "All"} if dry_run else {})
         return await self._json("POST", path, f"creating {_say(kind, namespace, name)}", query, manifest, kind=kind)
 
     async def replace(self, manifest: Manifest, field_manager: str = FIELD_MANAGER) -> Manifest:

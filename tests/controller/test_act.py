@@ -160,6 +160,30 @@ async def _quota_counts(world: World, hard: str) -> None:
         await asyncio.sleep(0.05)
 
 
+async def test_a_refused_pod_that_finds_no_place_is_asked_about_without_being_made(world: World) -> None:
+    quota = {"metadata": {"name": "small", "namespace": world.namespace}, "spec": {"hard": {"requests.cpu": "0"}}}
+    await world.kube.create({"apiVersion": "v1", "kind": "ResourceQuota", **quota})
+    await _quota_counts(world, "0")
+    await world.do(creates=(world.create(),))
+    wanted = ((world.namespace, "sparrow-mistral-0"),)
+
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        await asyncio.sleep(0.3)
+        outcome = await world.do(refused=wanted)
+        assert outcome.retry_in is not None
+    assert len(world.cache.snapshot(0).refusals) == 1, "it is remembered while it is wanted"
+
+    await world.kube.delete("v1", "ResourceQuota", "small", world.namespace)
+    deadline = time.monotonic() + 20
+    while world.cache.snapshot(0).refusals and time.monotonic() < deadline:
+        await asyncio.sleep(0.3)
+        await world.do(refused=wanted)
+    assert world.cache.snapshot(0).refusals == ()
+    assert world.pods() == []
+    assert await world.kube.list("v1", "Pod", world.namespace) == []
+
+
 async def test_pod_security_that_refuses_is_told(world: World) -> None:
     enforce = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     await world.kube.merge("v1", "Namespace", world.namespace, enforce)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from cotenant.core.packing.packer import pack
 from cotenant.core.packing.problem import Bin, Demand, Host, Problem, Running, Workload
 from cotenant.core.share import GIB
+from cotenant.core.vllm import Engine
 from tests.core.builders import Cluster, model, node, placement
 
 
@@ -71,3 +72,35 @@ def test_one_that_the_api_server_refuses_keeps_no_place_from_others() -> None:
 
     assert cluster.phases("q") == ["Ready"]
     assert cluster.phases("p") == ["Unplaced"]
+
+
+def test_one_that_is_refused_displaces_once_at_most_and_says_why_it_waits() -> None:
+    refused = (("default", "p-m-0", "exceeded quota: small"),)
+    cluster = Cluster([node("n1")]).apply(placement("q", model("o", "60%"))).settle()
+    cluster.apply(placement("p", model("m", "60%", priority=10), created=2.0))
+
+    for _ in range(30):
+        decision = cluster.step(refused)
+        cluster.ready()
+        cluster.now += 15
+
+    assert decision.refused == (("default", "p-m-0"),), "so that it is remembered"
+    assert sum(line.endswith("Displaced") for line in cluster.log) <= 1
+    assert cluster.phases("q") == ["Ready"]
+    assert cluster.said("p")[0]["message"].startswith("exceeded quota: small; besides: needs")
+
+
+def test_a_model_that_may_not_start_takes_nobodys_place() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("q", model("o", "60%"))).settle()
+
+    cluster.apply(placement("p", model("m", "60%", priority=10, engine=Engine(name="nope")), created=2.0)).run(6)
+
+    assert cluster.flags() == {"q-o-0": "0.60"}
+
+
+def test_a_model_whose_name_is_taken_does_not_take_the_place_as_well() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("a-b", model("c", "60%"))).settle()
+
+    cluster.apply(placement("a", model("b-c", "60%", priority=10), created=2.0)).run(6)
+
+    assert cluster.flags() == {"a-b-c-0": "0.60"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from cotenant.core.share import GIB
 from cotenant.core.snapshot import Placement, Spread, Stranger
 from tests.core.builders import Cluster, model, node, placement
@@ -193,3 +195,29 @@ def test_a_create_that_is_refused_keeps_nobody_else_from_starting() -> None:
     assert cluster.phases("b") == ["Ready"]
     assert cluster.condition("a", "Stalled")["reason"] == "CreateRefused"
     assert cluster.said("a")[0]["message"] == "exceeded quota: small"
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_who_is_displaced_counts_in_the_budget(by_hand: bool) -> None:
+    def two(share: str) -> Placement:
+        return placement("p", replace(model("m", share), replicas=2, spread=Spread.GPU))
+
+    cluster = Cluster([node("n1", gpus=2)]).apply(two("60%")).settle()
+    if by_hand:
+        cluster.pods["default", "p-m-1"] = replace(cluster.pods["default", "p-m-1"], model="canary")
+    else:
+        cluster.apply(two("55%"))
+
+    cluster.apply(placement("q", model("o", "60%", priority=10), created=2.0)).step()
+
+    assert len(utilizations(cluster)) == 1
+
+
+def test_what_is_just_being_replaced_is_not_said_to_be_ready() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "40%"))).settle()
+
+    cluster.apply(placement("p", model("m", "45%"))).step()
+
+    assert cluster.log[-1] == "-p-m-0 SpecChanged"
+    assert cluster.phases("p") == ["Leaving"]
+    assert cluster.condition("p", "Ready")["status"] == "False"

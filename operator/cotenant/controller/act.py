@@ -18,18 +18,20 @@ from cotenant.controller.events import Events
 from cotenant.controller.evidence import before_cleanup, start_logs
 from cotenant.controller.outbox import Letter, Outbox
 from cotenant.controller.records import owner_uid
-from cotenant.controller.refusals import Refusals
+from cotenant.controller.refusals import Refusals, Subject
 from cotenant.controller.services import make, put_right
 from cotenant.controller.sources import PLACEMENTS, PODS, SERVICES
 from cotenant.core.decision import Apply, Create, Decision, Delete, Emit, WriteStatus
 from cotenant.core.names import API_VERSION, MANAGED_BY, MANAGED_BY_LABEL, STATUS_MANAGER
-from cotenant.core.snapshot import Placement, Pod, ServiceRecord, Snapshot
+from cotenant.core.snapshot import Manifest, Placement, Pod, ServiceRecord, Snapshot
 from cotenant.errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
 from cotenant.kube import Kube
 
 log = logging.getLogger(__name__)
 
 
+MOST_PROBES = 10
+"""Refused creates that are asked about in one pass."""
 MOST_CREATES = 1024
 """Pods one pass creates (about 4 s of writing); the next one decides on the rest, so that other news is not kept waiting."""
 
@@ -90,7 +92,11 @@ class Act:
             self.outbox.urgent(False)
         self.outbox.replace(self._letters(decision, {(s.namespace, s.name) for s in first}, seen, wishes))
         asked: tuple[Change, ...] = (*decision.creates, *decision.deletes, *decision.applies, *decision.statuses)
-        outcome.retry_in = self._refusals.settle(subject(what) for what in asked)
+        subjects = [subject(what) for what in asked]
+        for refused, manifest in self._refusals.due(subjects, decision.refused)[:MOST_PROBES]:
+            await self._probe(refused, manifest)
+        kept = (("Create", *pod, "Pod") for pod in decision.refused)
+        outcome.retry_in = self._refusals.settle((*subjects, *kept))
         if self._cache.keep_refusals(self._refusals.messages()):
             self._ring(0.0)  # the next pass puts it into the status
         return outcome
@@ -128,6 +134,17 @@ class Act:
         metrics.REASONS.labels("create", create.reason).inc()
         log.info("created pod %s/%s: %s %s", *key, create.reason, create.message)
         self._announce(create)
+
+    async def _probe(self, refused: Subject, manifest: Manifest) -> None:
+        """Whether a pod could be made by now, without making it: nobody's place is taken for one that would be refused again."""
+        try:
+            await self._kube.create(manifest, dry_run=True)
+        except (Refused, NotFound) as e:
+            self._refusals.refused(refused, manifest, str(e))
+        except ClusterError as e:
+            log.warning("%s", e)
+        else:
+            self._refusals.accepted(refused)
 
     async def _found_out(self) -> bool:
         """Whether the decision was made on all we did: asks for every create that was never answered."""

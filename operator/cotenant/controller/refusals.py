@@ -47,6 +47,12 @@ class Refusals:
         """It was done after all."""
         self._known.pop(subject, None)
 
+    def due(self, asked: Iterable[Subject], wanted: Iterable[tuple[str, str]]) -> list[tuple[Subject, Any]]:
+        """Creates, with their manifests, of pods (namespace, name) that are wanted and were not asked for, whose pause is over."""
+        now, keys, names = time.monotonic(), set(asked), set(wanted)
+        found = ((s, r) for s, r in self._known.items() if s[0] == "Create" and s[1:3] in names and s not in keys)
+        return [(subject, refusal.content) for subject, refusal in found if refusal.until <= now]
+
     def settle(self, wanted: Iterable[Subject]) -> float | None:
         """Forget what is wanted no longer and whose pause is long over; seconds until something may be asked again."""
         keys, now = set(wanted), time.monotonic()

@@ -32,6 +32,12 @@ class Budget:
             if not comes:
                 self.lacking.setdefault(key, replica)
 
+    def gone(self, leave: Leave) -> None:
+        """One that leaves whatever its model's budget says: it is down too."""
+        replica = leave.replica
+        if replica is not None and not replica.successor and leave.pod.ready and not leave.pod.deleting:
+            self._ready[replica.wanted.key] -= 1
+
     def take(self, leave: Leave, *, without: int = 0) -> bool:
         """One more down, if the budget has it; not counting so many that cannot come before it has gone."""
         if leave.replica is None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from cotenant.core.cases import Case, pods_of
+from cotenant.core.cases import Case, home, pods_of
+from cotenant.core.demand import SUCCESSOR, Wanted
 from cotenant.core.drift import outdated
 from cotenant.core.estimate.modelconfig import ModelConfig
 from cotenant.core.faults import Faults
@@ -30,6 +31,7 @@ def crews(
         known = tuple(configs.get(wanted.model.uri) for wanted in case.wanted)
         make = partial(_crew, case, known, taught, machines, troubles, refused, snapshot.policy, memo)
         plain = not any(namespace == placement.namespace for namespace, _ in refused)
+        plain = plain and not any(pod.name.endswith(SUCCESSOR) for pod in case.pods)
         if case.calm and plain and placement.strategy is not RolloutStrategy.SURGE_IF_ROOM:
             out.append(memo.of("crew", (case, *known, *taught), (), make))
         else:
@@ -57,6 +59,11 @@ def _crew(
         surging = 0
         for index in range(wanted.model.replicas):
             found = sorted(pods_of(wanted, index, case.by_name), key=_seniority)
+            if len(found) > 1 and placement.strategy is not RolloutStrategy.SURGE_IF_ROOM:
+                # a surge under way was called off: the one that is right stays
+                found.sort(
+                    key=lambda pod: (*_seniority(pod)[:2], _is_outdated(wanted, index, pod, config, machines, policy))
+                )
             pod = found[0] if found else None
             make = partial(Replica, wanted, index, pod, config=config, learned=taught)
             replica = troubles.applied(memo.of("replica", (wanted, pod, config, *taught), (index,), make))
@@ -65,7 +72,7 @@ def _crew(
             out.append(replica)
             if placement.strategy is not RolloutStrategy.SURGE_IF_ROOM or surging >= placement.max_unavailable:
                 continue
-            if len(found) > 1 or (not failed and _to_be_replaced(replica, machines, policy)):
+            if len(found) > 1 or (not failed and _to_be_replaced(replica, machines, policy, memo)):
                 surging += 1
                 out.append(replace(replica, pod=found[1] if len(found) > 1 else None, successor=True))
     return tuple(out)
@@ -75,13 +82,22 @@ def _seniority(pod: Pod) -> tuple[bool, bool, float, str]:
     return (not pod.is_alive, not pod.ready, pod.created, pod.name)
 
 
-def _to_be_replaced(replica: Replica, machines: Inventory, policy: Policy) -> bool:
+def _is_outdated(
+    wanted: Wanted, index: int, pod: Pod, config: ModelConfig | None, machines: Inventory, policy: Policy
+) -> bool:
+    replica, machine = Replica(wanted, index, pod, config=config), machines.machines.get(home(pod))
+    return machine is not None and outdated(replica, machine, policy)
+
+
+def _to_be_replaced(replica: Replica, machines: Inventory, policy: Policy, memo: Memo) -> bool:
     """It serves by an older spec."""
     pod = replica.pod
     if pod is None or pod.allocation is None or not pod.ready or pod.deleting:
         return False
     machine = machines.machines.get(pod.allocation.node)
-    return machine is not None and outdated(replica, machine, policy)
+    if machine is None:
+        return False
+    return memo.of("outdated", (replica, machine, policy), (), partial(outdated, replica, machine, policy))
 
 
 def hopeful(crew: Crew, without: set[str]) -> Crew:

@@ -125,3 +125,5 @@ class Decision:
     """(phase, replicas), for metrics."""
     waiting: int = 0
     """Replicas that wait for their turn at a GPU."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """(namespace, pod) that the API server refused and that are wanted still, asked for in this pass or not."""

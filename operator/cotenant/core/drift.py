@@ -218,25 +218,30 @@ def _differs(
     if not isinstance(place, Assigned):
         return None
     changed = _changed(pod, replica, place.allocation, policy, memo)
-    if changed is None and place.stays and machine is not None and outdated(replica, machine, policy):
-        changed = _spec_changed(pod, replica)
+    if changed is None and place.stays and machine is not None:
+        is_old = memo.of("outdated", (replica, machine, policy), (), partial(outdated, replica, machine, policy))
+        changed = _spec_changed(pod, replica) if is_old else None
     if changed is None or changed.pace is not Pace.BUDGET or replica.successor:
         return changed
     if changed.reason == "Moved" and machine is not None:
         changed = replace(changed, by_spec=outdated(replica, machine, policy))
-    leave = _succeeded(changed, replica, successors)
+    leave = _succeeded(changed, replica, successors, places)
     if leave.pace is Pace.BUDGET and leave.successor is None and machine is not None and machine.closed:
         return replace(leave, held=machine.closed)
     return leave
 
 
-def _succeeded(leave: Leave, replica: Replica, successors: dict[str, Replica]) -> Leave:
+def _succeeded(
+    leave: Leave, replica: Replica, successors: dict[str, Replica], places: dict[str, Assigned | NoPlace]
+) -> Leave:
     """With a successor that has a place, the old one serves until the new one does; so it does until its turn to have one."""
     successor = successors.get(replica.origin)
     if successor is None:
         before = successors.get(replica.wanted.key) if leave.by_spec else None
         return replace(leave, successor=before)
-    if successor.pod and successor.pod.ready:
+    place = places.get(successor.key)
+    is_leaving = isinstance(place, NoPlace) and place.displaced
+    if successor.pod and successor.pod.ready and not is_leaving:
         return replace(leave, reason="Replaced", message=f"{successor.pod.name} serves in its place", pace=Pace.QUIET)
     return replace(leave, successor=successor)
 

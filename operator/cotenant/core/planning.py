@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
 from cotenant.core.ask import ask, could_run_with
+from cotenant.core.cases import home
 from cotenant.core.inventory import Inventory, Machine
 from cotenant.core.ledger import Account
 from cotenant.core.memo import Memo
@@ -15,7 +16,7 @@ from cotenant.core.packing.packer import Fragmentation, Host, Problem, Reason, R
 from cotenant.core.replica import Assigned, Crew, NoPlace, Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Pod, Policy
-from cotenant.core.terms import Kinds, grouped, hosts, kinds, running, workload
+from cotenant.core.terms import Kinds, Outside, grouped, host_cpu, host_memory, hosts, kinds, running, workload
 
 REASONS = {
     "Memory": "InsufficientMemory",
@@ -61,7 +62,8 @@ def assign(
     finds no room beside it is none: the replica is planned as it is to be. Where a GPU was promised twice, who finds no other
     place leaves.
     """
-    staying = _staying(crews, site.inventory, serving_on, memo)
+    for_good = _staying(crews, site.inventory, serving_on, memo)
+    staying = for_good | _succeeded(crews, site.inventory, memo)
     without: dict[str, Replica | None] = dict.fromkeys(staying)
     """What is left out of the packing (None), or asked for in another way."""
     kept: Places = {}
@@ -77,7 +79,8 @@ def assign(
             kept |= {r.key: nowhere[r.key] for r in alone}
             without |= dict.fromkeys(r.key for r in alone)
             for replica in alone:
-                del staying[replica.origin], without[replica.origin]
+                if replica.origin not in for_good:
+                    del staying[replica.origin], without[replica.origin]
             continue
         # rather with nobody yielding, or where it failed once, than nowhere
         shunning = {r.key: replace(r, reserve=0) for r in left if r.reserve}
@@ -106,7 +109,7 @@ def _changed(crew: Crew, changes: Mapping[str, Replica | None]) -> Crew:
 
 def first_question(crews: list[Crew], site: Site, memo: Memo, iterations: int = 0) -> Asked:
     """What `assign` asks the packer first, for whoever wants to ask more of it: for bounds, or a problem file."""
-    staying = _staying(crews, site.inventory, frozenset(), memo)
+    staying = _staying(crews, site.inventory, frozenset(), memo) | _succeeded(crews, site.inventory, memo)
     packed = [_changed(crew, dict.fromkeys(staying)) for crew in crews] if staying else crews
     return _question(crews, packed, set(staying), site, memo, iterations)
 
@@ -116,10 +119,14 @@ def _question(
 ) -> Asked:
     """About the replicas `packed`, with those whose keys are in `outside` where they are."""
     told_apart = kinds(packed, site.inventory, memo)
-    fixed = tuple(r.pod for crew in crews for r in crew if r.pod and r.key in outside) if outside else ()
-    bins = hosts(
-        site.inventory, site.ledger, site.usable, site.cost, told_apart, fixed + site.orphans, site.policy, memo
+    policy = site.policy
+    orphans = tuple(Outside(pod, policy.default_cpu, policy.default_memory) for pod in site.orphans)
+    fixed = (
+        Outside(r.pod, host_cpu(r.wanted.model, policy), host_memory(r.wanted.model, policy), r.origin)
+        for r in chain.from_iterable(crews if outside else ())
+        if r.pod and r.key in outside
     )
+    bins = hosts(site.inventory, site.ledger, site.usable, site.cost, told_apart, (*fixed, *orphans), memo)
     return asked(packed, bins, told_apart, site.policy, memo, iterations)
 
 
@@ -148,22 +155,36 @@ def _promised_twice(replica: Replica, ledger: dict[str, Account]) -> str:
 def _staying(
     crews: list[Crew], inventory: Inventory, serving_on: frozenset[str], memo: Memo
 ) -> dict[str, Assigned | NoPlace]:
-    """Replicas that stay as they are and are no part of the packing, by key: see `assign`."""
-    closed = {name for name, machine in inventory.machines.items() if machine.closed and not machine.lost}
-    lost = {name for name, machine in inventory.machines.items() if machine.lost}
+    """Replicas that stay as they are and are no part of the packing, by key: on closed machines, or for good (see `assign`)."""
+    closed = {name for name, machine in inventory.machines.items() if machine.closed}
+    if not (closed or serving_on):
+        return {}
+    return _as_they_are(
+        (r for crew in crews for r in crew if r.key in serving_on or (r.pod and home(r.pod) in closed)), inventory, memo
+    )
+
+
+def _succeeded(crews: list[Crew], inventory: Inventory, memo: Memo) -> dict[str, Assigned | NoPlace]:
+    """Those that stay until a successor serves."""
     succeeded = {replica.origin for crew in crews for replica in crew if replica.successor}
-    staying: dict[str, Assigned | NoPlace] = {}
-    if not (closed or succeeded or serving_on):
-        return staying
-    for replica in chain.from_iterable(crews):
+    if not succeeded:
+        return {}
+    return _as_they_are((r for crew in crews for r in crew if r.key in succeeded), inventory, memo)
+
+
+def _as_they_are(replicas: Iterable[Replica], inventory: Inventory, memo: Memo) -> dict[str, Assigned | NoPlace]:
+    """Their own places, by key; of those that are dead, or whose machine is lost, nothing stays."""
+    found: dict[str, Assigned | NoPlace] = {}
+    for replica in replicas:
         pod = replica.pod
-        if pod is None or pod.allocation is None or not pod.is_alive or pod.allocation.node in lost:
+        if pod is None or pod.allocation is None or not pod.is_alive:
             continue
-        if pod.allocation.node in closed or replica.key in succeeded or replica.key in serving_on:
-            staying[replica.key] = memo.of(
+        machine = inventory.machines.get(pod.allocation.node)
+        if machine is None or not machine.lost:
+            found[replica.key] = memo.of(
                 "staying", (pod.allocation,), (), partial(Assigned, pod.allocation, stays=True)
             )
-    return staying
+    return found
 
 
 @dataclass(frozen=True, slots=True)

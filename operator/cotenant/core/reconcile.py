@@ -59,6 +59,8 @@ class Considered:
     def hopeful(self) -> list[Crew]:
         """The replicas that are planned, by case."""
         without = {key for key, fault in self.troubles.of.items() if fault.failed} | self.troubles.resting.keys()
+        if blocked := self.demands.blocked:
+            without |= {replica.key for replica in self.replicas if replica.wanted.key in blocked}
         return [hopeful(crew, without) for crew in self.crews] if without else list(self.crews)
 
 
@@ -120,6 +122,7 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
         left=left_free,
         replicas=_phases(models),
         waiting=sum(wait.reason == "TurnAtGPU" for wait in admitted.waits.values()),
+        refused=_refused(snapshot, replicas),
     )
     memo.turn()
     return decided
@@ -138,7 +141,7 @@ def decide(known: Considered, memo: Memo) -> tuple[Places, Fragmentation | None,
         retry_at={key: held_until(fault, snapshot.now) for key, fault in troubles.of.items()},
         given_up={key: f"{fault.reason}: {fault.message}" for key, fault in troubles.of.items() if fault.failed},
         reading=snapshot.reading,
-        refused=frozenset((namespace, pod) for namespace, pod, _ in snapshot.refusals),
+        refused={(namespace, pod): why for namespace, pod, why in snapshot.refusals},
         now=snapshot.now,
     )
     serving_on: frozenset[str] = frozenset()
@@ -152,6 +155,14 @@ def decide(known: Considered, memo: Memo) -> tuple[Places, Fragmentation | None,
         if admitted.in_the_way <= serving_on:
             return places, left_free, admitted
         serving_on |= admitted.in_the_way
+
+
+def _refused(snapshot: Snapshot, replicas: list[Replica]) -> tuple[tuple[str, str], ...]:
+    if not snapshot.refusals:
+        return ()
+    refused = {(namespace, pod) for namespace, pod, _ in snapshot.refusals}
+    names = {(r.wanted.placement.namespace, name) for r in replicas if r.refused for name in r.wanted.names[r.index]}
+    return tuple(sorted(refused & names))
 
 
 def _rests(fault: Fault, until: float) -> NoPlace:

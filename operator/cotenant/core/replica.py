@@ -50,6 +50,11 @@ class Replica:
         return f"{self.wanted.key}/{self.index}"
 
     @property
+    def takes_what_is_left(self) -> bool:
+        """It takes nobody's place: what it is to succeed still serves, or nothing would be gained by it."""
+        return self.refused or (self.successor and not (self.pod is not None and self.pod.ready))
+
+    @property
     def asks_alone(self) -> bool:
         """It may ask for something else than the other replicas of its model."""
         return bool(self.share or self.avoid or self.reserve or self.engine or self.successor or self.refused)

@@ -9,7 +9,7 @@ from cotenant.core.binding import Binding
 from cotenant.core.cases import Case
 from cotenant.core.decision import Emit, Recovered, WriteStatus
 from cotenant.core.demand import Demands, Issue
-from cotenant.core.drift import Start
+from cotenant.core.drift import Leave, Start
 from cotenant.core.faults import Faults
 from cotenant.core.ledger import Account
 from cotenant.core.lessons import Lessons
@@ -21,6 +21,7 @@ from cotenant.core.rollout import Admitted
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Learned, Manifest, Placement, Snapshot
 from cotenant.core.status import (
+    LEAVING,
     READY,
     SERVICE_REFUSED,
     UNPLACED,
@@ -52,7 +53,8 @@ def states(
     refusals = {(namespace, name): message for namespace, name, message in snapshot.refusals}
     unreachable = {(namespace, name): message for namespace, name, message in snapshot.refused_services}
     started = {start.replica.key: start for start in admitted.starts}
-    special = {key.removesuffix("+") for key in (*admitted.waits, *troubles.of, *started)}
+    leaving = {leave.replica.key: leave for leave in admitted.leaves if leave.replica}
+    special = {key.removesuffix("+") for key in (*admitted.waits, *troubles.of, *started, *leaving)}
     out: dict[str, list[ModelState]] = {}
     for case, crew in zip(cases, crews, strict=True):
         placement = case.wanted[0].placement
@@ -70,6 +72,7 @@ def states(
             refusals,
             unreachable,
             started,
+            leaving,
             memo,
         )
         plain = not (
@@ -94,6 +97,7 @@ def _of_case(
     refusals: dict[tuple[str, str], str],
     unreachable: dict[tuple[str, str], str],
     started: dict[str, Start],
+    leaving: dict[str, Leave],
     memo: Memo,
 ) -> list[ModelState]:
     estimates = _estimates(replicas, places, memo)
@@ -103,11 +107,15 @@ def _of_case(
             continue
         wanted = replica.wanted
         fault = troubles.of.get(replica.key)
-        refusal = refusals.get((wanted.placement.namespace, wanted.names[replica.index][0]), "")
+        subjects = ((wanted.placement.namespace, name) for name in wanted.names[replica.index])
+        refusal = next(filter(None, map(refusals.get, subjects)), "") if refusals and replica.pod is None else ""
         place, wait = places.get(replica.key), admitted.waits.get(replica.key)
         tell = partial(replica_state, replica, place, wait, fault, refusal)
         state = memo.of("state", (replica, place, wait, fault), (refusal,), tell)
-        if replica.key in started and not refusal:
+        leave = leaving.get(replica.key)
+        if leave is not None and state.phase == READY and leave.reason != "Replaced":  # there its successor serves
+            state = replace(state, phase=LEAVING, reason=leave.reason, message=leave.message, settles=True)
+        elif replica.key in started and not refusal:
             state = replace(
                 state,
                 phase="Starting",
@@ -180,11 +188,7 @@ def statuses(
         )
         if memo.has("status says so", (placement, mine, notices), (told,)):
             continue
-        said = (
-            tuple((m.wanted.key, m.replicas, m.faults, m.learned, m.unreachable) for m in mine),
-            told,
-            tuple(notices),
-        )
+        said = (tuple(_content(model) for model in mine), told, tuple(notices))
         if memo.has("status stands", (placement,), (said,)):
             memo.of("status says so", (placement, mine, notices), (told,), lambda: True)
             continue
@@ -197,6 +201,12 @@ def statuses(
         events.extend(_told(placement, mine, told))
         recovered.extend(_recovered(placement, mine, snapshot.now))
     return Told(tuple(written), tuple(events), tuple(recovered))
+
+
+def _content(model: ModelState) -> tuple[object, ...]:
+    """All that a model's status is made of, to be compared."""
+    estimate = tuple(model.estimate.items()) if model.estimate else ()
+    return (model.wanted.key, model.replicas, model.faults, model.learned, model.unreachable, estimate)
 
 
 def _recovered(placement: Placement, models: list[ModelState], now: float) -> list[Recovered]:

@@ -87,9 +87,16 @@ class Circumstances:
     """By replica: why its new spec was given up."""
     reading: frozenset[str]
     """URIs whose configs are being read."""
-    refused: frozenset[tuple[str, str]]
-    """(namespace, pod) that the API server refused to create."""
+    refused: dict[tuple[str, str], str]
+    """(namespace, pod) that the API server refused to create -> its words."""
     now: float
+
+    def refusal(self, replica: Replica) -> NoPlace | None:
+        """Why its pod may not be made, in the API server's words."""
+        namespace = replica.wanted.placement.namespace
+        found = (self.refused.get((namespace, name)) for name in replica.wanted.names[replica.index])
+        why = next(filter(None, found), None) if replica.pod is None else None
+        return NoPlace("CreateRefused", why, waiting=True, stuck=True) if why else None
 
     def stopped(self, leave: Leave) -> str:
         """Why nobody of its model is replaced any more for the present spec; '' = nothing stops it."""
@@ -122,11 +129,13 @@ def admit(
         else:
             turns.leave(leave.pod)
             leaves.append(leave)
+            if leave.pace is not Pace.BUDGET:  # of these it is asked first
+                budget.gone(leave)
     starts, crowded, wake_at = _starts(changes, turns, there, waits)
     untied = _untied(held_up, crowded, turns, budget)
     for leave in held_up:
         if leave not in untied:
-            _wait(leave, waits, _why_held_up(leave, budget, waits))
+            _wait(leave, waits, _why_held_up(leave, budget, waits, there))
     full = {uuid for rooms in crowded.values() for _, uuid in rooms if uuid not in turns.leaving}
     return Admitted(
         (*leaves, *untied),
@@ -234,9 +243,10 @@ def _why_stay(leave: Leave, turns: _Turns, there: Circumstances) -> NoPlace | No
     return None
 
 
-def _why_held_up(leave: Leave, budget: Budget, waits: dict[str, NoPlace]) -> NoPlace:
+def _why_held_up(leave: Leave, budget: Budget, waits: dict[str, NoPlace], there: Circumstances) -> NoPlace:
     if leave.successor is not None:
-        return _until_it_serves(leave.successor, leave, waits.get(leave.successor.key))
+        wait = waits.get(leave.successor.key) or there.refusal(leave.successor)
+        return _until_it_serves(leave.successor, leave, wait)
     lacking = budget.lacking.get(leave.replica.wanted.key) if leave.by_spec and leave.replica else None
     if lacking is None:
         return NoPlace(leave.reason, "is replaced once enough other replicas of its model are ready", waiting=True)

@@ -106,6 +106,8 @@ def replica_state(
     if place is not None and place.waiting:
         return ReplicaState(replica.index, WAITING, reason=place.reason, message=place.message)
     reason, message = (place.reason, place.message) if place else ("Unplaced", "no place was found")
+    if refusal:
+        reason, message = "CreateRefused", f"{refusal}; besides: {message}"
     return ReplicaState(replica.index, UNPLACED, reason=reason, message=message, settles=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from cotenant.core.ask import Ask, ask
@@ -11,7 +12,7 @@ from cotenant.core.ledger import Account
 from cotenant.core.memo import Memo
 from cotenant.core.packing.packer import Bin, Demand, Host, Running, Workload
 from cotenant.core.replica import Crew, NoPlace, Replica
-from cotenant.core.snapshot import Labels, Pod, Policy, ReplicaMemory, matches
+from cotenant.core.snapshot import Labels, Model, Pod, Policy, ReplicaMemory, matches
 
 LAST = -(10**9)
 """Priority of those that take nobody's place: a successor, since what it replaces still serves, and one that is refused."""
@@ -23,6 +24,19 @@ def grouped(replicas: Crew) -> dict[str, list[Replica]]:
     for replica in replicas:
         groups.setdefault(replica.key if replica.asks_alone else replica.wanted.key, []).append(replica)
     return groups
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """An engine this plan does not place, and what it asks of its host."""
+
+    pod: Pod
+    cpu: int
+    """Thousandths of a core."""
+    memory: int
+    """Bytes."""
+    origin: str = ""
+    """The replica it is, by key; '' = of no model that is planned."""
 
 
 class Kinds:
@@ -72,18 +86,21 @@ def hosts(
     usable: Callable[[str], str],
     cost: Callable[[str], int | None],
     kinds: Kinds,
-    outside: tuple[Pod, ...],
-    policy: Policy,
+    outside: tuple[Outside, ...],
     memo: Memo,
 ) -> tuple[Host, ...]:
     """Every machine; those that are closed with the reason. `outside` are engines this plan does not place."""
     outside_use: dict[str, int] = {}
-    asked: dict[str, int] = {}
-    for pod in outside:
+    there_too: dict[str, tuple[str, ...]] = {}
+    asked: dict[str, tuple[int, int]] = {}
+    for engine in outside:
+        pod = engine.pod
         if pod.allocation is None:
             continue
-        asked[pod.allocation.node] = asked.get(pod.allocation.node, 0) + 1
+        cpu, memory = asked.get(pod.allocation.node, (0, 0))
+        asked[pod.allocation.node] = (cpu + engine.cpu, memory + engine.memory)
         for uuid in pod.allocation.gpus:
+            there_too[uuid] = (*there_too.get(uuid, ()), engine.origin)
             outside_use[uuid] = outside_use.get(uuid, 0) + pod.allocation.bytes + pod.allocation.overrun
     out = []
     for name, machine in inventory.machines.items():
@@ -94,37 +111,42 @@ def hosts(
             tuple(map(usable, gpus)),
             tuple(map(cost, gpus)),
             tuple(outside_use.get(uuid, 0) for uuid in gpus) if outside_use else (),
-            asked.get(name, 0),
+            asked.get(name, (0, 0)),
+            tuple(there_too.get(uuid, ()) for uuid in gpus) if there_too else (),
         )
-        out.append(memo.of("host", (machine, policy, *there), told, partial(_host, machine, policy, there, *told)))
+        out.append(memo.of("host", (machine, *there), told, partial(_host, machine, there, *told)))
     return tuple(out)
 
 
 def _host(
     machine: Machine,
-    policy: Policy,
     accounts: tuple[Account, ...],
     kind: int,
     unusable: tuple[str, ...],
     costs: tuple[int | None, ...],
     outside: tuple[int, ...],
-    taken: int,
+    taken: tuple[int, int],
+    engines: tuple[tuple[str, ...], ...],
 ) -> Host:
     bins = []
     note = machine.lost or machine.closed
-    for account, why, cost, beside in zip(accounts, unusable, costs, outside or (0,) * len(accounts), strict=True):
+    nobody: tuple[tuple[str, ...], ...] = ((),) * len(accounts)
+    beside_each = outside or (0,) * len(accounts)
+    for account, why, cost, beside, others in zip(
+        accounts, unusable, costs, beside_each, engines or nobody, strict=True
+    ):
         device = account.device
         if why:
             note = note or why
             continue
         used = beside + _foreign(account)
-        bins.append(Bin(device.uuid, device.usable, min(used, device.usable), device.island, cost))
+        bins.append(Bin(device.uuid, device.usable, min(used, device.usable), device.island, others, cost))
     return Host(
         name=machine.node.name,
         kind=kind,
         bins=tuple(bins),
-        cpu=max(0, machine.node.cpu - taken * policy.default_cpu),
-        memory=max(0, machine.node.memory - taken * policy.default_memory),
+        cpu=max(0, machine.node.cpu - taken[0]),
+        memory=max(0, machine.node.memory - taken[1]),
         product=machine.product,
         cost=machine.largest >> 30 or 1,
         ready=bool(bins) and not (machine.closed or machine.lost),
@@ -169,16 +191,26 @@ def workload(key: str, members: list[Replica], kinds: Kinds, policy: Policy) -> 
         gpus=model.tensor_parallel,
         demands=tuple(demands),
         spread=model.spread,
-        priority=LAST if first.successor or first.refused else model.priority,
+        priority=LAST if first.takes_what_is_left else model.priority,
         headroom=policy.headroom if headroom is None else headroom,
-        cpu=model.cpu if model.cpu is not None else policy.default_cpu,
-        memory=model.memory if model.memory is not None else policy.default_memory,
+        cpu=host_cpu(model, policy),
+        memory=host_memory(model, policy),
         namespace=wanted.placement.namespace,
         refused=tuple(refused),
         unfit=tuple(unfit),
         avoid=first.avoid,
         family=wanted.key,
     )
+
+
+def host_cpu(model: Model, policy: Policy) -> int:
+    """Thousandths of a core a replica asks of its node."""
+    return model.cpu if model.cpu is not None else policy.default_cpu
+
+
+def host_memory(model: Model, policy: Policy) -> int:
+    """Bytes of host memory a replica asks of its node."""
+    return model.memory if model.memory is not None else policy.default_memory
 
 
 def running(key: str, members: list[Replica]) -> list[Running]:

@@ -76,6 +76,10 @@ class Board:
         self.on_host: list[dict[int, int]] = [{} for _ in self.hosts]
         """Per host, replicas of each family that spreads over nodes."""
         self.uuid: list[str] = []
+        self.outside: list[tuple[str, ...]] = []
+        """Engines on each GPU that this plan does not place."""
+        self.seats: list[int] = []
+        """How many tenants each GPU may have beside those."""
         self.host: list[int] = []
         self.memory: list[int] = []
         self.price: list[int] = []
@@ -93,6 +97,8 @@ class Board:
                     known[key], islands = islands, islands + 1
                 self.island.append(known[key])
                 self.uuid.append(gpu.uuid)
+                self.outside.append(gpu.outside)
+                self.seats.append(self.max_tenants - len(gpu.outside))
                 self.host.append(number)
                 self.memory.append(gpu.memory)
                 self.price.append(0 if gpu.used > 0 else host.cost if gpu.cost is None else gpu.cost)
@@ -141,7 +147,7 @@ class Board:
     def fits(self, w: int, g: int) -> bool:
         """Whether one rank fits on this GPU: both rooms, tenants, spread. The host is asked by `host_fits`."""
         need = self.demand[w][self.host_kind[self.host[g]]]
-        if need is None or len(self.tenants[g]) >= self.max_tenants:
+        if need is None or len(self.tenants[g]) >= self.seats[g]:
             return False
         kept = self.memory[g] * self.headroom[w] // SCALE
         if kept < self.kept[g]:
@@ -155,13 +161,24 @@ class Board:
 
     def beside_kin(self, w: int, g: int) -> bool:
         """Whether another replica of its model, from which it keeps apart, is on this GPU."""
-        return self.apart[w] and not self.kin[w].isdisjoint(self.models[g])
+        if not self.apart[w]:
+            return False
+        return not self.kin[w].isdisjoint(self.models[g]) or self._has_kin(w, self.outside[g])
+
+    def _has_kin(self, w: int, outside: tuple[str, ...]) -> bool:
+        """Whether another replica of its model is among these engines; what it is to succeed is none."""
+        workload = self.workloads[w]
+        family, itself = workload.family or workload.key, workload.key.removesuffix("+")
+        return any(engine.rpartition("/")[0] == family and engine != itself for engine in outside)
 
     def host_fits(self, w: int, host: int) -> bool:
         """Whether the host is ready and has the CPU, memory and, for spread Node, no replica of this workload."""
         if not self.ready[host] or self.cpu_need[w] > self.cpu[host] or self.memory_need[w] > self.host_memory[host]:
             return False
-        return not (self.node_apart[w] and self.on_host[host].get(self.family[w]))
+        if not self.node_apart[w]:
+            return True
+        there = self.host_gpus[host]
+        return not (self.on_host[host].get(self.family[w]) or any(self._has_kin(w, self.outside[g]) for g in there))
 
     def can_stand(self, w: int, spot: Spot) -> bool:
         """Whether a replica of `w` could be placed on exactly these GPUs now."""

@@ -240,7 +240,7 @@ def _classes(board: Board, least: int, whole: bool) -> tuple[list[BinClass], lis
         sizes[island] = sizes.get(island, 0) + 1
     groups: dict[tuple[int, int, int, int, int, int], list[int]] = {}
     for g in range(len(board.uuid)):
-        kind, seats = board.host_kind[board.host[g]], board.max_tenants - len(board.tenants[g])
+        kind, seats = board.host_kind[board.host[g]], board.seats[g] - len(board.tenants[g])
         promise = board.promise[g] - max(board.kept[g], board.memory[g] * least // SCALE)
         if seats > 0 and promise > 0 and board.real[g] > 0 and board.ready[board.host[g]]:
             price = 0 if board.tenants[g] else board.price[g]

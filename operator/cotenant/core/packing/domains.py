@@ -70,7 +70,7 @@ class Domains:
                 del bucket[old]
         sig = []
         for g in gpus:
-            if len(board.tenants[g]) < board.max_tenants:
+            if len(board.tenants[g]) < board.seats[g]:
                 price = 0 if board.tenants[g] else board.price[g]
                 sig.append((price, max(0, board.index.room(g)), 0 if board.island_use[board.island[g]] else 1))
         sig.sort()

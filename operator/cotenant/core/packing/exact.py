@@ -90,7 +90,7 @@ class Fitting:
         island = board.island[g] - board.island[board.host_gpus[board.host[g]][0]]
         avoided = tuple(w for w, gpus in board.avoid.items() if g in gpus)
         left = (board.promise[g], board.real[g], board.kept[g], len(board.tenants[g]), board.memory[g])
-        return (*left, apart, island, avoided)
+        return (*left, apart, island, avoided, board.outside[g])
 
     def _spots(self, w: int) -> Iterator[Spot]:
         """Spots that differ in what they leave, tightest first."""

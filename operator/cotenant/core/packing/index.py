@@ -88,7 +88,7 @@ class Index:
                 continue
             if not tenants and board.price[g]:
                 self.clean[self.cell[g]].append(g)
-            elif len(tenants) < board.max_tenants and (room := self.room(g)) >= 0:
+            elif len(tenants) < board.seats[g] and (room := self.room(g)) >= 0:
                 self.code[g] = room * self.count + g
                 self.open[board.host_kind[host]].append(self.code[g])
         for pool in self.open:
@@ -126,7 +126,7 @@ class Index:
             return
         if not board.tenants[g] and board.price[g]:
             insort(self.clean[self.cell[g]], g)
-        elif len(board.tenants[g]) < board.max_tenants:
+        elif len(board.tenants[g]) < board.seats[g]:
             room = self.room(g)
             if room >= 0:
                 code = room * self.count + g

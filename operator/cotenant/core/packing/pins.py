@@ -63,7 +63,7 @@ def _may_stay(board: Board, w: int, spot: Spot) -> bool:
 
 def _is_strained(board: Board, g: int) -> bool:
     models = board.models[g]
-    if board.promise[g] < board.kept[g] or board.real[g] < 0 or len(models) > board.max_tenants:
+    if board.promise[g] < board.kept[g] or board.real[g] < 0 or len(models) > board.seats[g]:
         return True
     return _are_twins(board, models)
 
@@ -87,7 +87,7 @@ def _relieve_gpu(board: Board, g: int) -> None:
             else:
                 kept = max(kept, board.memory[g] * board.headroom[w] // 10_000)
                 models.append(w)
-        crowded = promise < kept or real < 0 or len(models) > board.max_tenants
+        crowded = promise < kept or real < 0 or len(models) > board.seats[g]
         return not (crowded or _are_twins(board, models))
 
     _relieve(board, [r for r in board.tenants[g] if not board.fixed[r]], fits_without)

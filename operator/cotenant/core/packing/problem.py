@@ -18,6 +18,8 @@ class Bin:
     used: int = 0
     """Used or promised to what this plan may not touch: strangers, tenants that are leaving."""
     island: int | None = None
+    outside: tuple[str, ...] = ()
+    """Engines on it that are no part of this problem, as `family/number` where their model is one of it."""
     cost: int | None = None
     """Of opening it when clean; None = the product's cost. 0 where it is held or carries a stranger already."""
 

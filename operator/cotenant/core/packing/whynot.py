@@ -133,7 +133,7 @@ def _miss(board: Board, w: int, host: int) -> Miss:
     healthy = [g for g in away if g not in board.avoid.get(w, ())]
     if len(healthy) < size:
         return Miss("Avoided", host, size, len(healthy))
-    seats = [g for g in healthy if len(board.tenants[g]) < board.max_tenants]
+    seats = [g for g in healthy if len(board.tenants[g]) < board.seats[g]]
     if len(seats) < size:
         return Miss("Tenants", host, board.max_tenants, len(seats))
     rooms = sorted((room_for(board, w, g) for g in seats), reverse=True)
