@@ -213,6 +213,18 @@ def test_who_is_displaced_counts_in_the_budget(by_hand: bool) -> None:
     assert len(utilizations(cluster)) == 1
 
 
+def test_one_that_waits_for_a_replica_that_is_refused_says_so() -> None:
+    cluster = Cluster([node("n1", gpus=2)]).apply(placement("p", replace(model("m", "40%"), replicas=2))).settle()
+    del cluster.pods["default", "p-m-1"]
+
+    cluster.apply(placement("p", replace(model("m", "35%"), replicas=2)))
+    for _ in range(3):
+        cluster.step((("default", "p-m-1", "exceeded quota: small"),))
+
+    assert utilizations(cluster) == {"p-m-0": "0.40"}
+    assert "m-1 waits: exceeded quota: small" in cluster.condition("p", "Stalled")["message"]
+
+
 def test_what_is_just_being_replaced_is_not_said_to_be_ready() -> None:
     cluster = Cluster([node("n1")]).apply(placement("p", model("m", "40%"))).settle()
 

@@ -20,6 +20,8 @@ class Budget:
         self._wanted: dict[str, Wanted] = {}
         self.lacking: dict[str, Replica] = {}
         """By model: a replica that comes no more by itself."""
+        self.down: dict[str, list[Replica]] = {}
+        """By model: those that do not serve."""
         for replica in replicas:
             if replica.successor:
                 continue
@@ -29,6 +31,8 @@ class Budget:
             self._ready[key] = self._ready.get(key, 0) + serves
             comes = replica.pod is not None or isinstance(places.get(replica.key), Assigned)
             self._coming[key] = self._coming.get(key, 0) + comes
+            if not serves:
+                self.down.setdefault(key, []).append(replica)
             if not comes:
                 self.lacking.setdefault(key, replica)
 

@@ -245,11 +245,16 @@ def _why_stay(leave: Leave, turns: _Turns, there: Circumstances) -> NoPlace | No
 
 def _why_held_up(leave: Leave, budget: Budget, waits: dict[str, NoPlace], there: Circumstances) -> NoPlace:
     if leave.successor is not None:
-        wait = waits.get(leave.successor.key) or there.refusal(leave.successor)
+        wait = there.refusal(leave.successor) or waits.get(leave.successor.key)
         return _until_it_serves(leave.successor, leave, wait)
     lacking = budget.lacking.get(leave.replica.wanted.key) if leave.by_spec and leave.replica else None
     if lacking is None:
-        return NoPlace(leave.reason, "is replaced once enough other replicas of its model are ready", waiting=True)
+        text = "is replaced once enough other replicas of its model are ready"
+        for other in budget.down.get(leave.replica.wanted.key, ()) if leave.replica else ():
+            if wait := there.refusal(other) or waits.get(other.key):
+                why = f"{text}; {other.wanted.model.name}-{other.index} waits: {wait.message}"
+                return NoPlace(wait.reason, why, waiting=True, stuck=wait.stuck)
+        return NoPlace(leave.reason, text, waiting=True)
     name = f"{lacking.wanted.model.name}-{lacking.index}"
     why = f"it serves on as it is: {name} has to be ready first, see why it is not"
     return NoPlace(leave.reason, why, waiting=True, stuck=True)
