@@ -200,13 +200,13 @@ def _check_replica(physics: Physics, meta: Body, model: str, replica: Body) -> N
 
 
 def _awaited(physics: Physics) -> set[str]:
-    """GPUs of those whose pods the API server refuses."""
+    """GPUs whose replicas wait for others to bring something about."""
     return {
         uuid
         for placement in physics.store.all(PLACEMENTS)
         for model in (placement.get("status") or {}).get("models", ())
         for replica in model["replicas"]
-        if replica.get("reason") == "CreateRefused"
+        if replica.get("reason") in OUTWARD
         for uuid in replica.get("gpus", ())
     }
 

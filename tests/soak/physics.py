@@ -209,6 +209,9 @@ class Physics:
         )
 
     def _next(self) -> float:
+        # a pod that was force-deleted, its engine ended by a reboot since: nobody leaves any more
+        there = self.engines.keys() | {pod["metadata"]["uid"] for pod in self.store.all(PODS)}
+        self.leaving = {uid: when for uid, when in self.leaving.items() if uid in there}
         times = [at for at, node in self.leaving.values() if node in self.machines and self.machines[node].up]
         for engine in self.engines.values():
             machine = self.machines.get(engine.node)

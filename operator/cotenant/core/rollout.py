@@ -14,10 +14,9 @@ from cotenant.core.replica import Assigned, NoPlace, Replica
 from cotenant.core.share import gib
 from cotenant.core.snapshot import Allocation, Pod
 from cotenant.core.status import rfc3339
+from cotenant.core.turns import Turns
 
 MEMORY_NOT_FREE = "MemoryNotFree"
-_Name = tuple[str, str]
-"""Namespace and name of a pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,46 +30,6 @@ class Admitted:
     wake_at: float | None = None
     in_the_way: frozenset[str] = frozenset()
     """Replicas, by key, that a plan must count as they are: beside them somebody was to start who finds no room."""
-
-
-class _Turns:
-    """Who starts and who leaves on each GPU."""
-
-    def __init__(self, pods: tuple[Pod, ...]) -> None:
-        self.starting: dict[str, _Name] = {}
-        self.leaving: dict[str, _Name] = {}
-        for pod in pods:
-            if pod.ready and not pod.deleting:
-                continue
-            for uuid in pod.allocation.gpus if pod.allocation else ():
-                if pod.deleting and pod.ended is None:
-                    self.leaving.setdefault(uuid, (pod.namespace, pod.name))
-                elif pod.is_starting:
-                    self.starting.setdefault(uuid, (pod.namespace, pod.name))
-
-    def starter(self, allocation: Allocation | None, reader: str, beside: str = "") -> str:
-        """The pod that starts on any of these GPUs, other than `beside`, for who reads in a namespace."""
-        gpus, own = allocation.gpus if allocation else (), (reader, beside)
-        return next((named_for(reader, *self.starting[u]) for u in gpus if self.starting.get(u, own) != own), "")
-
-    def leaver(self, allocation: Allocation, reader: str) -> str:
-        """The pod that leaves any of these GPUs, for who reads in a namespace."""
-        return next((named_for(reader, *self.leaving[uuid]) for uuid in allocation.gpus if uuid in self.leaving), "")
-
-    def leave(self, pod: Pod) -> None:
-        if pod.allocation and pod.is_alive:
-            for uuid in pod.allocation.gpus:
-                self.leaving.setdefault(uuid, (pod.namespace, pod.name))
-                if self.starting.get(uuid) == (pod.namespace, pod.name):
-                    del self.starting[uuid]
-
-    def has_any(self, allocation: Allocation | None) -> bool:
-        """Whether somebody starts on, or leaves, any of these GPUs."""
-        return any(uuid in self.starting or uuid in self.leaving for uuid in (allocation.gpus if allocation else ()))
-
-    def start(self, start: Start) -> None:
-        for uuid in start.allocation.gpus:
-            self.starting[uuid] = (start.replica.wanted.placement.namespace, start.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +74,7 @@ def admit(
     changes: Changes, replicas: list[Replica], places: dict[str, Assigned | NoPlace], there: Circumstances
 ) -> Admitted:
     """Leaves first, then starts in order of priority and age."""
-    turns = _Turns(there.pods)
+    turns = Turns(there.pods)
     leaving = {leave.replica.wanted.key for leave in changes.leaves if leave.replica}
     budget = Budget([replica for replica in replicas if replica.wanted.key in leaving] if leaving else [], places)
     waits: dict[str, NoPlace] = {}
@@ -147,7 +106,7 @@ def admit(
 
 
 def _starts(
-    changes: Changes, turns: _Turns, there: Circumstances, waits: dict[str, NoPlace]
+    changes: Changes, turns: Turns, there: Circumstances, waits: dict[str, NoPlace]
 ) -> tuple[list[Start], Crowded, float | None]:
     """Who starts now, who finds no room before somebody leaves, and when a back-off ends."""
     starts: list[Start] = []
@@ -181,7 +140,7 @@ def _subject(start: Start) -> tuple[str, str]:
     return (start.replica.wanted.placement.namespace, start.name)
 
 
-def _untied(held_up: list[Leave], crowded: Crowded, turns: _Turns, budget: Budget) -> list[Leave]:
+def _untied(held_up: list[Leave], crowded: Crowded, turns: Turns, budget: Budget) -> list[Leave]:
     """Pods that hold the very room the replicas they wait for would start in: they go all the same, one for each ring."""
     untied: list[Leave] = []
     for leave in sorted(held_up, key=_untied_order) if crowded else ():
@@ -230,7 +189,7 @@ def _start_order(start: Start) -> tuple[int, float, str, int, str, int]:
     return (-wanted.model.priority, placement.created, owner, wanted.position, wanted.key, start.replica.index)
 
 
-def _why_stay(leave: Leave, turns: _Turns, there: Circumstances) -> NoPlace | None:
+def _why_stay(leave: Leave, turns: Turns, there: Circumstances) -> NoPlace | None:
     """What beside its model's budget keeps this pod."""
     if leave.pace is Pace.AT_ONCE:
         return None
@@ -276,7 +235,7 @@ def _wait(leave: Leave, waits: dict[str, NoPlace], why: NoPlace) -> None:
 
 
 def _why_wait(
-    start: Start, turns: _Turns, ledger: dict[str, Account], pending: Callable[[Allocation], str]
+    start: Start, turns: Turns, ledger: dict[str, Account], pending: Callable[[Allocation], str]
 ) -> NoPlace | None:
     allocation, reader = start.allocation, start.replica.wanted.placement.namespace
     if why := pending(allocation):
