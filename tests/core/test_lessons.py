@@ -81,6 +81,19 @@ def test_an_empty_gpu_that_its_share_is_too_small_on_is_named() -> None:
     assert "would fit" not in said, "5.3 GiB are free, in which it could not start"
 
 
+def test_what_is_seen_too_early_is_learned_as_soon_as_it_counts_though_nothing_changes_by_then() -> None:
+    cluster = Cluster([node("n1")]).apply(placement("p", model("m", "40%"))).settle()
+    cluster.excess = {"p-m-0": 4 * GIB}
+
+    early = cluster.step()
+    assert learned(early) in ([], [None])
+    assert early.wake_at is not None
+    cluster.now = early.wake_at
+    cluster.step()
+
+    assert [known["overrun"] for known in lessons(cluster)] == [str(5 * GIB)]
+
+
 # ------------------------------------------------------------------------------------------------- whose lesson it is
 STARTED = "Available KV cache memory: 4.00 GiB\nGPU KV cache size: 40,000 tokens\n"
 REDUCES = OnOutOfMemory(allow=(Remedy.REDUCE_BATCH,))

@@ -101,7 +101,7 @@ def grows(bench: Bench, out: Figures) -> None:
             bench.world.until("MemoryPressure", lambda: _is_pressed(bench), 60)
             out["condition"] = bench.world.condition("grows", "MemoryPressure")
         with _recorded(out, "learning"):
-            bench.world.until("its overrun in status", lambda: _overrun(bench, "grows"), 60)
+            bench.world.until("its overrun in status", lambda: _overrun(bench, "grows"), 120)
         time.sleep(20)
     out["answered"] = dict(answered)
     out["learned"] = _learned(bench, "grows")

@@ -43,6 +43,11 @@ def learn(snapshot: Snapshot, cases: tuple[Case, ...], machines: Inventory, memo
     return out
 
 
+def due_at(pods: tuple[Pod, ...], now: float) -> float | None:
+    """When the next engine has run for long enough to be learned from (Unix seconds): its reading may not change any more by then."""
+    return min((due for pod in pods if pod.is_alive and pod.ready and (due := pod.created + LATER) > now), default=None)
+
+
 def _of_case(
     case: Case, configs: tuple[ModelConfig | str | None, ...], machines: Inventory, policy: Policy, now: float
 ) -> tuple[Lessons, float]:

@@ -17,7 +17,7 @@ from cotenant.core.inventory import Inventory, inventory, shut
 from cotenant.core.issues import impossible
 from cotenant.core.kept import told_who_waits
 from cotenant.core.ledger import Account, accounts
-from cotenant.core.lessons import Lessons, kv_pin, learn
+from cotenant.core.lessons import Lessons, due_at, kv_pin, learn
 from cotenant.core.memo import Memo
 from cotenant.core.names import ENGINE_CONTAINER
 from cotenant.core.oom.ladder import held_until
@@ -106,7 +106,15 @@ def reconcile(snapshot: Snapshot, memo: Memo | None = None) -> Decision:
     told = statuses(snapshot, models, issues, ledger, binding, memo)
     creates, deletes = _changes(snapshot, admitted, binding, troubles, machines)
     wakes = [
-        at for at in (machines.wake_at, admitted.wake_at, reservations.wake_at, troubles.wake_at) if at is not None
+        at
+        for at in (
+            machines.wake_at,
+            admitted.wake_at,
+            reservations.wake_at,
+            troubles.wake_at,
+            due_at(snapshot.pods, snapshot.now),
+        )
+        if at is not None
     ]
     decided = Decision(
         creates=(*reservations.creates, *creates),
