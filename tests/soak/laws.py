@@ -63,10 +63,10 @@ def _replica_of(pod: Body) -> tuple[str, ...]:
 
 
 def _check_twins(physics: Physics, alike: dict[tuple[str, ...], list[str]]) -> None:
-    """One engine per replica; two while one takes over from the other."""
+    """One engine per replica; two while one takes over from the other. Of a placement that is gone Kubernetes collects them all."""
     strategies = {p["metadata"]["uid"]: p["spec"]["rollout"]["strategy"] for p in physics.store.all(PLACEMENTS)}
     for (owner, *_), names in alike.items():
-        if len(names) > (2 if strategies.get(owner) == "SurgeIfRoom" else 1):
+        if owner in strategies and len(names) > (2 if strategies[owner] == "SurgeIfRoom" else 1):
             raise Broken(f"{' and '.join(names)} are twins")
 
 

@@ -31,13 +31,13 @@ def _physics() -> Physics:
     return physics
 
 
-def _pod(physics: Physics, name: str, gib: int) -> None:
+def _pod(physics: Physics, name: str, gib: int, owner: str = "gone") -> None:
     given = f'{{"node": "n0", "gpus": ["GPU-n0-0"], "bytes": {gib * GIB}, "utilization": "0.5"}}'
     meta = {
         "namespace": "ns",
         "name": name,
         "labels": {"cotenant.dev/role": "engine", "cotenant.dev/model": name[2:3], "cotenant.dev/replica": "0"},
-        "ownerReferences": [{"uid": name[0]}],
+        "ownerReferences": [{"uid": owner}],
         "annotations": {"cotenant.dev/allocation": given},
     }
     physics.store.create(PODS, {"metadata": meta, "spec": {}, "status": {"phase": "Pending"}}, BEGIN)
@@ -63,9 +63,11 @@ def test_the_laws_notice_a_gpu_promised_twice() -> None:
 
 def test_the_laws_notice_a_twin() -> None:
     physics = _physics()
-    _pod(physics, "a-m-0", 4)
+    spec = {"models": [], "rollout": {"strategy": "Recreate"}}
+    wish = physics.store.create(PLACEMENTS, {"metadata": {"namespace": "ns", "name": "a"}, "spec": spec}, BEGIN)
+    _pod(physics, "a-m-0", 4, wish["metadata"]["uid"])
     physics.remove_machine("n0")  # where two starts would be noticed first
-    _pod(physics, "a-m-0-b", 4)
+    _pod(physics, "a-m-0-b", 4, wish["metadata"]["uid"])
 
     with pytest.raises(Broken, match="a-m-0 and a-m-0-b are twins"):
         check_step(physics)
