@@ -11,7 +11,7 @@ from cotenant.core.inventory import Machine
 from cotenant.core.learn import recall
 from cotenant.core.pod import allocated_hash, lesson, model_wish
 from cotenant.core.replica import NoPlace, Replica
-from cotenant.core.share import SCALE, Auto, Bytes, Percent, Share, Utilization
+from cotenant.core.share import SCALE, Auto, Bytes, Percent, Share, Utilization, read_utilization
 from cotenant.core.snapshot import Learned, Model, Policy, matches
 
 
@@ -82,8 +82,8 @@ def _as_it_runs(replica: Replica, machine: Machine, policy: Policy) -> Percent |
         return None
     if pod.hash != allocated_hash(model_wish(replica.wanted.model, policy), pod.allocation):
         return None
-    digits = pod.allocation.utilization.replace(".", "").ljust(5, "0")
-    return Percent(int(digits)) if digits.isdigit() else None
+    granted = read_utilization(pod.allocation.utilization)
+    return Percent(granted.ten_thousandths) if granted else None
 
 
 def per_node_share(model: Model, machine: Machine) -> Share:

@@ -19,7 +19,7 @@ def recovered(snapshot: Snapshot, memo: Memo) -> Snapshot:
     pods = tuple(
         pod
         if pod.allocation is not None or not pod.is_alive or (report := reports.get(pod.node or "")) is None
-        else memo.of("recovered", (pod, report), (), partial(_recovered, pod, report, snapshot.policy))
+        else memo.of("recovered", (pod, report, snapshot.policy), (), partial(_recovered, pod, report, snapshot.policy))
         for pod in snapshot.pods
     )
     return replace(snapshot, pods=pods)

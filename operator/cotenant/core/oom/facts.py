@@ -8,7 +8,7 @@ from cotenant.core.demand import Wanted
 from cotenant.core.inventory import inventory
 from cotenant.core.ledger import Account, accounts
 from cotenant.core.memo import Memo
-from cotenant.core.share import SCALE
+from cotenant.core.share import SCALE, read_utilization
 from cotenant.core.snapshot import Model, Placement, Pod, Snapshot, matches
 
 
@@ -104,11 +104,12 @@ def facts_of(
     usable = min(account.device.usable for account in here)
     rooms = [_room(account, headroom, given.overrun) for account in here]
     lower = _lower(snapshot, placement, model)
+    granted = read_utilization(given.utilization)
     return replace(
         bare,
         gpus=given.gpus,
         usable=usable,
-        utilization=_ten_thousandths(given.utilization),
+        utilization=granted.ten_thousandths if granted else 0,
         overrun=given.overrun,
         room=max(0, min(rooms) - given.bytes),
         spare=max(0, min(account.free_use for account in here) - given.bytes - given.overrun),
@@ -164,10 +165,3 @@ def _lower(snapshot: Snapshot, placement: Placement, model: Model) -> frozenset[
 def _held(account: Account, lower: frozenset[tuple[str, str, str]]) -> int:
     pods = ((tenant.pod, tenant.promised) for tenant in account.tenants)
     return sum(promised for pod, promised in pods if (pod.namespace, pod.placement, pod.model) in lower)
-
-
-def _ten_thousandths(flag: str) -> int:
-    """`0.70` as 7000; 0 where an annotation holds something else."""
-    whole, _, fraction = flag.partition(".")
-    digits = whole + fraction[:4].ljust(4, "0")
-    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 6 else 0
